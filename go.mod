@@ -1,6 +1,6 @@
 module github.com/nasp-tun/nasp-tun
 
-go 1.26.0
+go 1.26.3
 
 require (
 	github.com/envoyproxy/go-control-plane v0.14.0
