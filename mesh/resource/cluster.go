@@ -3,7 +3,9 @@
 package resource
 
 import (
+	"net"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -93,6 +95,7 @@ type BalanceConfig struct {
 	Policy           Policy
 	ChoiceCount      uint32  // LeastRequest; 0: 2
 	ActiveBias       float64 // LeastRequest with weights; 0: 1
+	IgnoreLoad       bool    // LeastRequest with weights: Envoy's active_request_bias of 0
 	LocalityWeighted bool
 	// PanicThreshold is the percentage of healthy hosts under which health
 	// is disregarded; istiod sets 0, Envoy's default is 50.
@@ -235,8 +238,8 @@ type Endpoint struct {
 
 // Key identifies the endpoint within its cluster across updates.
 func (e *Endpoint) Key() string {
-	if e.Hostname != "" {
-		return e.Hostname
+	if !e.Address.IsValid() {
+		return net.JoinHostPort(e.Hostname, strconv.Itoa(int(e.Port)))
 	}
 	return e.Address.String()
 }
