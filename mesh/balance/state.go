@@ -213,28 +213,36 @@ func (s *state) choose(r *rng) *Host {
 	if len(s.tiers) == 0 {
 		return nil
 	}
-	n := uint32(r.below(100))
+	t, healthy := s.draw(uint32(r.below(100)))
+	switch {
+	case t == nil:
+		return nil
+	case t.panic:
+		return t.all.choose(r, s.rule)
+	case healthy:
+		return t.healthy.choose(r, s.rule)
+	}
+	return t.degraded.choose(r, s.rule)
+}
+
+// draw returns the tier at n of 100, and whether its healthy hosts are meant
+// or its degraded ones.
+func (s *state) draw(n uint32) (t *tier, healthy bool) {
 	for i := range s.tiers {
-		if t := &s.tiers[i]; n < t.healthyLoad {
-			if t.panic {
-				return t.all.choose(r, s.rule)
-			}
-			return t.healthy.choose(r, s.rule)
-		} else {
-			n -= t.healthyLoad
+		load := s.tiers[i].healthyLoad
+		if n < load {
+			return &s.tiers[i], true
 		}
+		n -= load
 	}
 	for i := range s.tiers {
-		if t := &s.tiers[i]; n < t.degradedLoad {
-			if t.panic {
-				return t.all.choose(r, s.rule)
-			}
-			return t.degraded.choose(r, s.rule)
-		} else {
-			n -= t.degradedLoad
+		load := s.tiers[i].degradedLoad
+		if n < load {
+			return &s.tiers[i], false
 		}
+		n -= load
 	}
-	return nil
+	return nil, false
 }
 
 func (g *group) choose(r *rng, rule rule) *Host {

@@ -28,6 +28,8 @@ type Workload struct {
 	TrustDomain     string
 	// HBONE tells that the workload is reached by a tunnel only.
 	HBONE bool
+	// Unhealthy tells that the workload is not ready.
+	Unhealthy bool
 }
 
 // A WDSService is what WDS says of a service; only its addresses matter here.

@@ -53,8 +53,9 @@ type RouteMatch struct {
 	Headers       []HeaderMatch
 	Query         []HeaderMatch // Name is the parameter's
 	GRPC          bool
-	// Fraction is the share of requests in millionths; 1e6 is all of them.
-	Fraction uint32
+	// Fraction is the share of requests in millionths, if HasFraction.
+	Fraction    uint32
+	HasFraction bool
 	// Unsupported names conditions that cannot be judged here. Such a route
 	// never matches: a wrong match would send traffic to the wrong place.
 	Unsupported []string
@@ -63,21 +64,28 @@ type RouteMatch struct {
 // HeaderMatch is a condition on one header or query parameter. A header
 // without a value condition must merely be present.
 type HeaderMatch struct {
-	Name     string // lower case; ":method", ":authority", ":path", ":scheme" too
-	Present  bool
-	Exact    string
-	HasExact bool
-	Prefix   string
-	Suffix   string
-	Contains string
-	Regex    *regexp.Regexp // anchored
-	RangeLo  int64          // [lo, hi) when HasRange
-	RangeHi  int64
-	HasRange bool
-	FoldCase bool
-	Invert   bool
+	Name string // lower case; ":method", ":authority", ":path", ":scheme" too
+	// Canonical is Name in the form of net/http, made once for all requests.
+	Canonical string
+	Present   bool
+	Exact     string
+	HasExact  bool
+	Prefix    string
+	Suffix    string
+	Contains  string
+	Regex     *regexp.Regexp // anchored
+	RangeLo   int64          // [lo, hi) when HasRange
+	RangeHi   int64
+	HasRange  bool
+	FoldCase  bool
+	Invert    bool
 	// AbsentAsEmpty treats a missing header as an empty one.
 	AbsentAsEmpty bool
+}
+
+// HasValue reports whether the header's value matters, not its presence alone.
+func (m *HeaderMatch) HasValue() bool {
+	return m.HasExact || m.HasRange || m.Regex != nil || m.Prefix != "" || m.Suffix != "" || m.Contains != ""
 }
 
 // RouteAction forwards to a cluster.
