@@ -39,8 +39,15 @@ type accessLog struct {
 	// +checklocks:mu
 	records int
 
-	spare   []byte // owned by Run: the buffer to swap in
-	failing bool   // owned by Run: the last write failed
+	// writing is held while lines are written, before mu. It guards what
+	// only the writer needs.
+	writing sync.Mutex
+	// spare is the buffer to swap in.
+	// +checklocks:writing
+	spare []byte
+	// failing tells that the last write failed.
+	// +checklocks:writing
+	failing bool
 }
 
 func newAccessLog(w io.Writer, f format, log *slog.Logger, dropped prometheus.Counter) *accessLog {
@@ -78,6 +85,14 @@ func signal(c chan struct{}) {
 	}
 }
 
+// Flush writes the access records that wait. It serves those that are made
+// after Run has ended, while flows are being cut.
+func (t *Telemetry) Flush() {
+	if t.access != nil {
+		t.access.flush()
+	}
+}
+
 // Run writes access records until ctx ends, and then those that are left.
 func (t *Telemetry) Run(ctx context.Context) error {
 	if t.access == nil {
@@ -109,6 +124,8 @@ func (a *accessLog) run(ctx context.Context) {
 }
 
 func (a *accessLog) flush() {
+	a.writing.Lock()
+	defer a.writing.Unlock()
 	a.mu.Lock()
 	out, n := a.buf, a.records
 	a.buf, a.records = a.spare[:0], 0
