@@ -46,7 +46,7 @@ func (c *credential) dial(ctx context.Context, address string) (net.Conn, error)
 }
 
 // ClientHandshake implements [credentials.TransportCredentials].
-func (c *credential) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (c *credential) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	var present *tls.Certificate
 	if _, err := c.usableToken(ctx); err != nil {
 		present = c.certificate()
@@ -55,7 +55,7 @@ func (c *credential) ClientHandshake(ctx context.Context, authority string, raw 
 	if err != nil {
 		return nil, nil, c.fail(ErrUntrusted, err)
 	}
-	conn, info, err := credentials.NewTLS(cfg).ClientHandshake(ctx, authority, raw)
+	conn, info, err := credentials.NewTLS(cfg).ClientHandshake(ctx, cfg.ServerName, raw)
 	if err != nil {
 		return nil, nil, c.fail(handshakeKind(err), fmt.Errorf("handshake with %s as %s: %w", c.cfg.Address, c.cfg.ServerName, err))
 	}
@@ -93,7 +93,7 @@ func (c *credential) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, 
 
 // Info implements [credentials.TransportCredentials].
 func (c *credential) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: c.cfg.ServerName}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements [credentials.TransportCredentials]. The clone is c itself,
@@ -190,16 +190,16 @@ func (c *credential) hangUp() {
 	}
 }
 
-// fail remembers and returns why there is no connection.
+// fail remembers why there is no connection. It returns err itself and not an
+// [Error]: gRPC would take that for the status of every call that waits.
 func (c *credential) fail(kind, err error) error {
-	e := &Error{Kind: kind, Err: err, Code: codes.Unavailable}
 	c.mu.Lock()
-	c.last = e
+	defer c.mu.Unlock()
+	c.last = &Error{Kind: kind, Err: err, Code: codes.Unavailable}
 	if kind == ErrCertificateRefused {
 		c.refused = "" // a token that was refused is the better chance now
 	}
-	c.mu.Unlock()
-	return e
+	return err
 }
 
 // An istiodConn is a connection to istiod that keeps the alert which ends it:

@@ -56,7 +56,9 @@ func (c *credential) explain(err error) error {
 	code := status.Code(err)
 	switch code {
 	case codes.Unauthenticated:
-		c.credentialRefused()
+		if c.credentialRefused() {
+			code = codes.Unavailable // worth repeating at once
+		}
 		return &Error{Kind: ErrTokenRefused, Err: err, Code: code}
 	case codes.PermissionDenied:
 		return &Error{Kind: ErrForbidden, Err: err, Code: code}
@@ -72,8 +74,9 @@ func (c *credential) explain(err error) error {
 }
 
 // credentialRefused has the next connection made by certificate, if there is
-// one, or by token again, if it was the certificate that was refused.
-func (c *credential) credentialRefused() {
+// one, or by token again, if it was the certificate that was refused. It
+// reports whether the next call will authenticate in another way than this one.
+func (c *credential) credentialRefused() bool {
 	fallback := c.certificate() != nil
 	c.mu.Lock()
 	byCertificate := c.conn != nil && c.conn.byCertificate
@@ -85,6 +88,7 @@ func (c *credential) credentialRefused() {
 	if fallback {
 		c.hangUp()
 	}
+	return fallback && !byCertificate
 }
 
 // checkToken refuses a token that cannot be valid: none at all, one that

@@ -81,6 +81,7 @@ func Dial(cfg IstiodConfig) (*grpc.ClientConn, error) {
 	}
 	creds := &credential{cfg: cfg}
 	return grpc.NewClient("passthrough:///"+cfg.Address,
+		grpc.WithAuthority(cfg.ServerName),
 		grpc.WithTransportCredentials(creds),
 		grpc.WithPerRPCCredentials(creds),
 		grpc.WithContextDialer(creds.dial),

@@ -60,7 +60,7 @@ func newIdentity(cert *Certificate) *identity {
 // ([ErrNoIdentity]) or an expired one ([ErrExpired]): there is no connection
 // then, rather than one without identity.
 //
-// The config is made anew for each call, at the cost of two small
+// The config is made anew for each call, at the cost of three small
 // allocations: a cache of configs would have to know when the meaning of
 // p.SANs changes, and a stale one would accept the wrong peer.
 func (s *Store) Client(p Peer) (*tls.Config, error) {

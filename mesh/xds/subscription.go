@@ -15,6 +15,8 @@ const (
 	// refuses messages over 4 MiB (ISTIO_GPRC_MAXRECVMSGSIZE) and closes the
 	// stream with them; the rest is for the node and the framing.
 	maxRequestNames = 3 << 20
+	// maxName bounds one name; those of istiod are host names with a prefix.
+	maxName = 4 << 10
 	// nameOverhead is what a name costs in a request beyond its own bytes:
 	// two tags and lengths, and those of the map entry.
 	nameOverhead = 16
@@ -25,7 +27,8 @@ type subscription struct {
 	Type
 
 	// What is wanted and what has arrived, on whichever stream.
-	wanted     map[string]struct{} // names given to Watch
+	names      []string            // as given to Watch last
+	wanted     map[string]struct{} // the same, as a set
 	held       map[string]string   // name -> version, of what the Sink applied
 	rejected   map[string]string   // name -> error, of what it did not
 	lastUpdate time.Time
@@ -35,6 +38,7 @@ type subscription struct {
 	answered bool                // the first response has come
 	resumed  bool                // the first request said what is held
 	sent     map[string]struct{} // names subscribed to
+	add      map[string]struct{} // names to subscribe to
 	drop     map[string]struct{} // names to unsubscribe from, even if wanted again
 }
 
@@ -45,6 +49,7 @@ func newSubscription(t Type) *subscription {
 		held:     map[string]string{},
 		rejected: map[string]string{},
 		sent:     map[string]struct{}{},
+		add:      map[string]struct{}{},
 		drop:     map[string]struct{}{},
 	}
 }
@@ -54,6 +59,7 @@ func (s *subscription) restart() {
 	s.asked, s.answered, s.resumed = false, false, false
 	clear(s.sent)
 	clear(s.drop)
+	s.add = maps.Clone(s.wanted)
 }
 
 // watch replaces the set of wanted names. A name that is dropped and wanted
@@ -61,9 +67,19 @@ func (s *subscription) restart() {
 // holder has let go of the resource, and the server would not send again what
 // it believes to be here.
 func (s *subscription) watch(names []string) {
+	if slices.Equal(names, s.names) {
+		return
+	}
+	s.names = slices.Clone(names)
 	wanted := make(map[string]struct{}, len(names))
 	for _, n := range names {
+		if !askable(n) {
+			continue
+		}
 		wanted[n] = struct{}{}
+		if !s.wants(n) {
+			s.add[n] = struct{}{}
+		}
 	}
 	for n := range s.wanted {
 		if _, ok := wanted[n]; ok {
@@ -71,11 +87,18 @@ func (s *subscription) watch(names []string) {
 		}
 		delete(s.held, n)
 		delete(s.rejected, n)
+		delete(s.add, n)
 		if _, ok := s.sent[n]; ok {
 			s.drop[n] = struct{}{}
 		}
 	}
 	s.wanted = wanted
+}
+
+// askable reports whether a name can be asked for: "*" would ask for
+// everything, and one that fills a request is no name.
+func askable(name string) bool {
+	return name != "" && name != "*" && len(name) <= maxName
 }
 
 // next returns the request that brings the server's view of the subscription
@@ -111,26 +134,26 @@ func (s *subscription) heldSize() (n int) {
 }
 
 func (s *subscription) askNames() *discoverypb.DeltaDiscoveryRequest {
+	if len(s.add) == 0 && len(s.drop) == 0 {
+		return nil
+	}
 	r := &discoverypb.DeltaDiscoveryRequest{TypeUrl: s.URL}
 	first, budget := !s.asked, maxRequestNames
+	s.asked = true
 	again := false // a dropped name is wanted again: its subscription goes in a later request
 	for _, n := range slices.Sorted(maps.Keys(s.drop)) {
 		if budget -= len(n) + nameOverhead; budget < 0 {
-			break
+			return r
 		}
 		r.ResourceNamesUnsubscribe = append(r.ResourceNamesUnsubscribe, n)
 		delete(s.drop, n)
 		delete(s.sent, n)
-		_, wanted := s.wanted[n]
+		_, wanted := s.add[n]
 		again = again || wanted
 	}
 	if !again {
 		s.addNames(r, budget, first)
 	}
-	if len(r.ResourceNamesSubscribe) == 0 && len(r.ResourceNamesUnsubscribe) == 0 {
-		return nil
-	}
-	s.asked = true
 	return r
 }
 
@@ -138,14 +161,7 @@ func (s *subscription) askNames() *discoverypb.DeltaDiscoveryRequest {
 // On the first request of a stream it tells the versions held, where there is
 // one: without a version the server has nothing to compare.
 func (s *subscription) addNames(r *discoverypb.DeltaDiscoveryRequest, budget int, first bool) {
-	var names []string
-	for n := range s.wanted {
-		if _, ok := s.sent[n]; !ok {
-			names = append(names, n)
-		}
-	}
-	slices.Sort(names)
-	for _, n := range names {
+	for _, n := range slices.Sorted(maps.Keys(s.add)) {
 		version := s.held[n]
 		if !first {
 			version = ""
@@ -158,6 +174,7 @@ func (s *subscription) addNames(r *discoverypb.DeltaDiscoveryRequest, budget int
 			return
 		}
 		r.ResourceNamesSubscribe = append(r.ResourceNamesSubscribe, n)
+		delete(s.add, n)
 		s.sent[n] = struct{}{}
 		if version != "" {
 			if r.InitialResourceVersions == nil {
@@ -187,6 +204,11 @@ func (s *subscription) missing(r *discoverypb.DeltaDiscoveryResponse) []string {
 // applied records what a response left in place. It returns the names that
 // are rejected and were not before, or for another reason.
 func (s *subscription) applied(r Response, bad map[string]string) (news []string) {
+	if !s.answered {
+		// What was rejected is not held in that version, so a server that
+		// still has it sends it again in its first answer.
+		maps.DeleteFunc(s.rejected, func(name, _ string) bool { _, ok := bad[name]; return !ok })
+	}
 	for name, why := range bad {
 		if s.rejected[name] != why && s.wants(name) {
 			news = append(news, name)

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package identity_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	discoverypb "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	securitypb "istio.io/api/security/v1alpha1"
+
+	"github.com/nasp-tun/nasp-tun/mesh/identity"
+)
+
+// A fakeIstiod answers on TLS in memory, authenticating as istiod does: a
+// client certificate that is shown must verify, and then wins over the token.
+type fakeIstiod struct {
+	securitypb.UnimplementedIstioCertificateServiceServer
+	discoverypb.UnimplementedAggregatedDiscoveryServiceServer
+	ca       *authority
+	listener *bufconn.Listener
+	code     codes.Code // what every caller gets, if not OK
+
+	mu     sync.Mutex
+	tokens map[string]bool // accepted
+	cert   tls.Certificate // shown
+	roots  *x509.CertPool  // of the client certificates accepted
+	seen   []caller
+}
+
+// A caller is how one call authenticated.
+type caller struct{ token, certificate, cluster string }
+
+func newIstiod(t *testing.T, ca *authority) *fakeIstiod {
+	f := &fakeIstiod{
+		ca:       ca,
+		listener: bufconn.Listen(256 << 10),
+		tokens:   map[string]bool{"good": true},
+		cert:     ca.pair(identity.DefaultServerName, -time.Minute, time.Hour),
+		roots:    ca.pool(),
+	}
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return &tls.Config{
+				Certificates: []tls.Certificate{f.cert},
+				ClientAuth:   tls.VerifyClientCertIfGiven,
+				ClientCAs:    f.roots,
+				NextProtos:   []string{"h2"},
+			}, nil
+		},
+	})))
+	securitypb.RegisterIstioCertificateServiceServer(g, f)
+	discoverypb.RegisterAggregatedDiscoveryServiceServer(g, f)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = g.Serve(f.listener) })
+	t.Cleanup(func() { g.Stop(); wg.Wait() })
+	return f
+}
+
+func (f *fakeIstiod) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fakeIstiod) callers() []caller {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]caller(nil), f.seen...)
+}
+
+func (f *fakeIstiod) authenticate(ctx context.Context) error {
+	var c caller
+	md, _ := metadata.FromIncomingContext(ctx)
+	for _, v := range md.Get("authorization") {
+		c.token = strings.TrimPrefix(v, "Bearer ")
+	}
+	c.cluster = strings.Join(md.Get("clusterid"), ",")
+	p, _ := peer.FromContext(ctx)
+	if info := p.AuthInfo.(credentials.TLSInfo); len(info.State.PeerCertificates) > 0 {
+		c.certificate = identity.PeerID(&info.State)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen = append(f.seen, c)
+	if f.code != codes.OK {
+		return status.Error(f.code, "as the test says")
+	}
+	if c.certificate == "" && !f.tokens[c.token] {
+		return status.Error(codes.Unauthenticated, "authentication failure")
+	}
+	return nil
+}
+
+func (f *fakeIstiod) CreateCertificate(ctx context.Context, r *securitypb.IstioCertificateRequest) (*securitypb.IstioCertificateResponse, error) {
+	if err := f.authenticate(ctx); err != nil {
+		return nil, err
+	}
+	chain, roots, err := f.ca.sign([]byte(r.GetCsr()), laptopID, time.Duration(r.GetValidityDuration())*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, pem := range append(chain, roots...) {
+		all = append(all, string(pem))
+	}
+	return &securitypb.IstioCertificateResponse{CertChain: all}, nil
+}
+
+func (f *fakeIstiod) DeltaAggregatedResources(s discoverypb.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	if err := f.authenticate(s.Context()); err != nil {
+		return err
+	}
+	return s.Send(&discoverypb.DeltaDiscoveryResponse{Nonce: "1"})
+}
+
+// config returns what reaches f with the token "good".
+func (f *fakeIstiod) config() identity.IstiodConfig {
+	return identity.IstiodConfig{
+		Address:   "10.0.0.1:15012",
+		Roots:     func() ([]byte, error) { return f.ca.pem(), nil },
+		Token:     func(context.Context) (string, error) { return "good", nil },
+		ClusterID: "Kubernetes",
+		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return f.listener.DialContext(ctx)
+		},
+	}
+}
+
+func dial(t *testing.T, cfg identity.IstiodConfig) *grpc.ClientConn {
+	t.Helper()
+	conn, err := identity.Dial(cfg)
+	must(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// ask makes one call of each kind, for a certificate and for configuration.
+// Both see the same channel, so both must tell the same reason.
+func ask(t *testing.T, conn *grpc.ClientConn) (ca, ads error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, csr := request(t)
+	_, _, ca = identity.NewIstioCA(conn).Sign(ctx, csr, time.Hour)
+	s, err := discoverypb.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return ca, err
+	}
+	_, ads = s.Recv()
+	return ca, ads
+}
+
+func TestIstiodErrors(t *testing.T) {
+	type state struct {
+		*fakeIstiod
+		cfg identity.IstiodConfig
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(t *testing.T, s *state)
+		want   error
+		code   codes.Code
+	}{
+		{"all is well", func(*testing.T, *state) {}, nil, codes.OK},
+		{"wrong root", func(t *testing.T, s *state) {
+			other := newAuthority(t)
+			s.cfg.Roots = func() ([]byte, error) { return other.pem(), nil }
+		}, identity.ErrUntrusted, codes.Unavailable},
+		{"root file is gone", func(_ *testing.T, s *state) {
+			s.cfg.Roots = func() ([]byte, error) { return nil, errAny }
+		}, errAny, codes.Unavailable},
+		{"root file is empty", func(_ *testing.T, s *state) {
+			s.cfg.Roots = func() ([]byte, error) { return nil, nil }
+		}, identity.ErrUntrusted, codes.Unavailable},
+		{"wrong name", func(_ *testing.T, s *state) { s.cfg.ServerName = "istiod-canary.istio-system.svc" }, identity.ErrUntrusted, codes.Unavailable},
+		{"istiod's certificate expired", func(_ *testing.T, s *state) {
+			s.cert = s.ca.pair(identity.DefaultServerName, -time.Hour, -time.Minute)
+		}, identity.ErrUntrusted, codes.Unavailable},
+		{"nothing listens", func(_ *testing.T, s *state) {
+			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) { return nil, errAny }
+		}, identity.ErrUnreachable, codes.Unavailable},
+		{"hangs up", func(t *testing.T, s *state) {
+			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
+				near, far := pipe(t)
+				return near, far.Close()
+			}
+		}, identity.ErrUnreachable, codes.Unavailable},
+		{"does not speak TLS", func(t *testing.T, s *state) {
+			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
+				near, far := pipe(t)
+				_, err := far.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+				return near, err
+			}
+		}, identity.ErrUnreachable, codes.Unavailable},
+		{"token refused", func(_ *testing.T, s *state) { s.tokens = nil }, identity.ErrTokenRefused, codes.Unauthenticated},
+		{"source of tokens fails", func(_ *testing.T, s *state) {
+			s.cfg.Token = func(context.Context) (string, error) { return "", errAny }
+		}, identity.ErrNoToken, codes.Unauthenticated},
+		{"token expired, as it says itself", func(_ *testing.T, s *state) {
+			s.cfg.Token = func(context.Context) (string, error) { return jwt(time.Now().Add(-time.Minute)), nil }
+		}, identity.ErrNoToken, codes.Unauthenticated},
+		{"token with a line break", func(_ *testing.T, s *state) {
+			s.cfg.Token = func(context.Context) (string, error) { return "good\n", nil }
+		}, identity.ErrNoToken, codes.Unauthenticated},
+		{"no credential at all", func(_ *testing.T, s *state) { s.cfg.Token = nil }, identity.ErrNoToken, codes.Unauthenticated},
+		{"another namespace", func(_ *testing.T, s *state) { s.code = codes.PermissionDenied }, identity.ErrForbidden, codes.PermissionDenied},
+		{"certificate refused", func(t *testing.T, s *state) {
+			s.cfg.Token = nil
+			cert := newAuthority(t).pair(laptopID, -time.Minute, time.Hour)
+			s.cfg.Certificate = func() *tls.Certificate { return &cert }
+		}, identity.ErrCertificateRefused, codes.Unavailable},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := newIstiod(t, newAuthority(t))
+			s := &state{f, f.config()}
+			f.set(func() { tc.change(t, s) })
+			ca, ads := ask(t, dial(t, s.cfg))
+			for path, err := range map[string]error{"certificate": ca, "configuration": ads} {
+				if !errors.Is(err, tc.want) || status.Code(err) != tc.code {
+					t.Errorf("%s: %v (%v), want %v (%v)", path, err, status.Code(err), tc.want, tc.code)
+				}
+			}
+		})
+	}
+}
+
+// Token first, the certificate where there is none that istiod takes; and an
+// expired certificate never, since it would break the handshake.
+func TestIstiodCredentials(t *testing.T) {
+	byToken := caller{"good", "", "Kubernetes"}
+	byCertificate := caller{"", laptopID, "Kubernetes"}
+	for _, tc := range []struct {
+		name   string
+		token  func(context.Context) (string, error)
+		expire time.Duration // of the certificate, from now; 0: there is none
+		want   caller        // of the call that succeeds
+		calls  int           // that istiod sees until then
+	}{
+		{"token alone", constant("good"), 0, byToken, 1},
+		{"token with a certificate", constant("good"), time.Hour, byToken, 1},
+		{"certificate alone", nil, time.Hour, byCertificate, 1},
+		{"no token to be had", func(context.Context) (string, error) { return "", errAny }, time.Hour, byCertificate, 1},
+		{"token expired", func(context.Context) (string, error) { return jwt(time.Now().Add(-time.Second)), nil }, time.Hour, byCertificate, 1},
+		{"token refused", constant("bad"), time.Hour, byCertificate, 2},
+		{"certificate expired", constant("good"), -time.Minute, byToken, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := newIstiod(t, newAuthority(t))
+			cfg := f.config()
+			cfg.Token = tc.token
+			if tc.expire != 0 {
+				cert := f.ca.pair(laptopID, -time.Hour, tc.expire)
+				cfg.Certificate = func() *tls.Certificate { return &cert }
+			}
+			conn := dial(t, cfg)
+			_, csr := request(t)
+			// A refused token ends the connection, and calls that still find it
+			// ending are to be repeated.
+			err := status.Error(codes.Unavailable, "not yet")
+			for status.Code(err) == codes.Unavailable {
+				_, _, err = identity.NewIstioCA(conn).Sign(t.Context(), csr, time.Hour)
+			}
+			must(t, err)
+			seen := f.callers()
+			if len(seen) != tc.calls || seen[len(seen)-1] != tc.want {
+				t.Errorf("istiod saw %+v, want %+v at call %d", seen, tc.want, tc.calls)
+			}
+		})
+	}
+}
+
+// A source of tokens that dries up while a connection is open.
+func TestTokenGoneLater(t *testing.T) {
+	f := newIstiod(t, newAuthority(t))
+	cert := f.ca.pair(laptopID, -time.Hour, time.Hour)
+	var mu sync.Mutex
+	source := error(nil)
+	cfg := f.config()
+	cfg.Token = func(context.Context) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return "good", source
+	}
+	cfg.Certificate = func() *tls.Certificate { return &cert }
+	conn := dial(t, cfg)
+	_, csr := request(t)
+	sign := func() error {
+		_, _, err := identity.NewIstioCA(conn).Sign(t.Context(), csr, time.Hour)
+		return err
+	}
+	must(t, sign())
+	mu.Lock()
+	source = errAny
+	mu.Unlock()
+	if err := sign(); !errors.Is(err, identity.ErrNoToken) || status.Code(err) != codes.Unavailable {
+		t.Errorf("call on the connection of the token: %v, want ErrNoToken and to be repeated", err)
+	}
+	err := sign()
+	for status.Code(err) == codes.Unavailable {
+		err = sign()
+	}
+	must(t, err)
+	if seen := f.callers(); seen[len(seen)-1].certificate != laptopID {
+		t.Errorf("istiod saw %+v, want the certificate last", seen)
+	}
+}
+
+// Roots are read at each handshake, so a mesh whose root changed is found
+// again by changing the file.
+func TestRootReload(t *testing.T) {
+	f := newIstiod(t, newAuthority(t))
+	var mu sync.Mutex
+	roots := newAuthority(t).pem()
+	cfg := f.config()
+	cfg.Roots = func() ([]byte, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return roots, nil
+	}
+	conn := dial(t, cfg)
+	if ca, _ := ask(t, conn); !errors.Is(ca, identity.ErrUntrusted) {
+		t.Fatalf("with another root: %v", ca)
+	}
+	mu.Lock()
+	roots = f.ca.pem()
+	mu.Unlock()
+	_, csr := request(t)
+	client := securitypb.NewIstioCertificateServiceClient(conn)
+	_, err := client.CreateCertificate(t.Context(), &securitypb.IstioCertificateRequest{Csr: string(csr)}, grpc.WaitForReady(true))
+	must(t, err)
+}
+
+func TestServerName(t *testing.T) {
+	for address, want := range map[string]string{
+		"istiod.istio-system.svc:15012":        "istiod.istio-system.svc",
+		"istiod-canary.istio-system.svc:15012": "istiod-canary.istio-system.svc",
+		"localhost:15012":                      identity.DefaultServerName,
+		"127.0.0.1:15012":                      identity.DefaultServerName,
+		"[fd00::1]:15012":                      identity.DefaultServerName,
+	} {
+		t.Run(address, func(t *testing.T) {
+			f := newIstiod(t, newAuthority(t))
+			f.set(func() { f.cert = f.ca.pair(want, -time.Minute, time.Hour) })
+			cfg := f.config()
+			cfg.Address = address
+			ca, _ := ask(t, dial(t, cfg))
+			must(t, ca)
+		})
+	}
+}
+
+func TestDialChecks(t *testing.T) {
+	roots := func() ([]byte, error) { return nil, nil }
+	for _, cfg := range []identity.IstiodConfig{
+		{Address: "istiod", Roots: roots},
+		{Address: "istiod:15012"},
+		{Address: "istiod:15012", Roots: roots},
+	} {
+		if _, err := identity.Dial(cfg); err == nil {
+			t.Errorf("Dial(%+v) accepts", cfg.Address)
+		}
+	}
+}
+
+// istiod's answer must hold a certificate and, apart from it, the roots.
+func TestShortAnswer(t *testing.T) {
+	for n := range 2 {
+		ca := identity.NewIstioCA(invoke(func(reply any) {
+			reply.(*securitypb.IstioCertificateResponse).CertChain = make([]string, n)
+		}))
+		if _, _, err := ca.Sign(t.Context(), nil, time.Hour); !errors.Is(err, identity.ErrBadCertificate) {
+			t.Errorf("answer of %d elements: %v", n, err)
+		}
+	}
+}
+
+// invoke is a channel on which every call succeeds with what it fills in.
+type invoke func(reply any)
+
+func (f invoke) Invoke(_ context.Context, _ string, _, reply any, _ ...grpc.CallOption) error {
+	f(reply)
+	return nil
+}
+
+func (invoke) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func constant(token string) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) { return token, nil }
+}
+
+// jwt is a token that only says when it expires.
+func jwt(expiry time.Time) string {
+	return "e30." + base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, expiry.Unix())) + ".c2ln"
+}
+
+// A peer that accepts and never speaks is given up, and said to be unreachable.
+func TestSilentIstiod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newIstiod(t, newAuthority(t))
+		cfg := f.config()
+		cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
+			near, _ := pipe(t)
+			return near, nil
+		}
+		began := time.Now()
+		ca, ads := ask(t, dial(t, cfg))
+		if !errors.Is(ca, identity.ErrUnreachable) || !errors.Is(ads, identity.ErrUnreachable) {
+			t.Errorf("certificate: %v; configuration: %v", ca, ads)
+		}
+		if d := time.Since(began); d > 20*time.Second {
+			t.Errorf("known after %v", d)
+		}
+	})
+}
