@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netstacktest
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// queueBytes is the room of the pair in each direction: a window of data in
+// superpackets, so that no packet is lost for want of it where the limit can
+// be raised (it can by root).
+const queueBytes = 16 << 20
+
+// packetPair returns the two ends of a device, and a second descriptor to the
+// client's.
+func packetPair(tb testing.TB) (theirs, ours, raw int) {
+	tb.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, fd := range fds {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, queueBytes) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, queueBytes)
+		}
+	}
+	raw, err = unix.FcntlInt(uintptr(fds[1]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return fds[0], fds[1], raw
+}
+
+func closeDescriptor(fd int) { _ = unix.Close(fd) }
+
+// Inject sends bytes as they are to the stack under test: the vnet header, if
+// the device has one, and a packet.
+func (c *Client) Inject(p []byte) error { return unix.Send(c.raw, p, 0) }
