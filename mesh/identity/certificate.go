@@ -39,6 +39,15 @@ func (c *Certificate) Valid(t time.Time) bool {
 	return !t.Before(c.NotBefore) && !t.After(c.NotAfter)
 }
 
+// usable returns ErrExpired if the certificate cannot be used at t.
+func (c *Certificate) usable(t time.Time) error {
+	if c.Valid(t) {
+		return nil
+	}
+	return fmt.Errorf("%w: it is valid from %s until %s", ErrExpired,
+		c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339))
+}
+
 // newCertificate makes a Certificate of what a CA answered for a request with
 // this key, and checks that it is one: the leaf is for our key, names a SPIFFE
 // ID, is valid now and leads to the roots that came with it.

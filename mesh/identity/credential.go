@@ -26,7 +26,7 @@ type credential struct {
 
 	mu      sync.Mutex  // guards the following
 	conn    *istiodConn // the last connection made
-	last    *Error      // why there is none; nil: there is
+	last    *Error      // why there is none that works; nil: there is
 	token   string      // sent with the last call
 	refused string      // by the server; not used while there is a certificate
 }
@@ -61,7 +61,7 @@ func (c *credential) ClientHandshake(ctx context.Context, _ string, raw net.Conn
 	}
 	ic := &istiodConn{Conn: conn, credential: c, byCertificate: present != nil}
 	c.mu.Lock()
-	c.conn, c.last = ic, nil
+	c.conn = ic
 	c.mu.Unlock()
 	return ic, info, nil
 }
@@ -69,9 +69,6 @@ func (c *credential) ClientHandshake(ctx context.Context, _ string, raw net.Conn
 // handshakeKind returns what kind of failure a handshake ended in.
 func handshakeKind(err error) error {
 	if verr := (*tls.CertificateVerificationError)(nil); errors.As(err, &verr) {
-		return ErrUntrusted
-	}
-	if herr := (x509.HostnameError{}); errors.As(err, &herr) {
 		return ErrUntrusted
 	}
 	if remoteAlert(err) {
@@ -141,6 +138,8 @@ func (c *credential) usableToken(ctx context.Context) (string, error) {
 	if c.cfg.Token == nil {
 		return "", errors.New("no source of tokens")
 	}
+	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
+	defer cancel()
 	token, err := c.cfg.Token(ctx)
 	if err != nil {
 		return "", err
@@ -202,20 +201,35 @@ func (c *credential) fail(kind, err error) error {
 	return err
 }
 
-// An istiodConn is a connection to istiod that keeps the alert which ends it:
-// in TLS 1.3 a server judges the client's certificate after the client has
-// finished its handshake, so the verdict comes with the first read.
+// works notes that the last connection does.
+func (c *credential) works() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = nil
+}
+
+// An istiodConn is a connection to istiod that keeps the reason if it ends
+// before a word was said. In TLS 1.3 a server judges the client's certificate
+// after the client has finished its handshake, so the verdict comes with the
+// first read.
 type istiodConn struct {
 	net.Conn
 	credential    *credential
 	byCertificate bool
+	spoken        bool // by the server; owned by Read
 }
 
 // Read implements [net.Conn].
 func (c *istiodConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if err != nil && remoteAlert(err) {
+	switch {
+	case n > 0 && !c.spoken:
+		c.spoken = true
+		c.credential.works()
+	case err != nil && remoteAlert(err):
 		err = c.credential.fail(ErrCertificateRefused, err)
+	case err != nil && !c.spoken:
+		err = c.credential.fail(ErrUnreachable, err)
 	}
 	return n, err
 }

@@ -13,7 +13,8 @@ import (
 var (
 	// ErrNoIdentity: no certificate has been signed yet.
 	ErrNoIdentity = errors.New("no identity yet")
-	// ErrExpired: the certificate ran out and could not be renewed.
+	// ErrExpired: the certificate is not valid now. It ran out and could not be
+	// renewed, or the clock of this machine was set back.
 	ErrExpired = errors.New("identity expired")
 	// ErrBadCertificate: what the CA answered cannot be used.
 	ErrBadCertificate = errors.New("bad answer of the certificate authority")

@@ -28,6 +28,10 @@ const (
 	keepaliveTimeout = 10 * time.Second
 	// connectTimeout bounds TCP and TLS together.
 	connectTimeout = 10 * time.Second
+	// tokenTimeout bounds the source of tokens, which may ask a server: a call
+	// for configuration has no deadline of its own. It leaves time to connect
+	// by certificate.
+	tokenTimeout = 5 * time.Second
 	// Delays between connections, as package xds has between streams.
 	reconnectMin = 50 * time.Millisecond
 	reconnectMax = 15 * time.Second

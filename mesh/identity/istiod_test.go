@@ -205,6 +205,19 @@ func TestIstiodErrors(t *testing.T) {
 				return near, far.Close()
 			}
 		}, identity.ErrUnreachable, codes.Unavailable},
+		{"hangs up after the handshake", func(t *testing.T, s *state) {
+			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
+				near, far := pipe(t)
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					c := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{s.cert}, NextProtos: []string{"h2"}})
+					_ = c.Handshake()
+					_ = c.Close()
+				})
+				t.Cleanup(wg.Wait)
+				return near, nil
+			}
+		}, identity.ErrUnreachable, codes.Unavailable},
 		{"does not speak TLS", func(t *testing.T, s *state) {
 			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
 				near, far := pipe(t)
@@ -413,6 +426,22 @@ func constant(token string) func(context.Context) (string, error) {
 // jwt is a token that only says when it expires.
 func jwt(expiry time.Time) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, expiry.Unix())) + ".c2ln"
+}
+
+// A source of tokens that hangs holds up nothing for ever.
+func TestSilentTokenSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newIstiod(t, newAuthority(t))
+		cfg := f.config()
+		cfg.Token = func(ctx context.Context) (string, error) {
+			<-ctx.Done()
+			return "", ctx.Err()
+		}
+		_, err := discoverypb.NewAggregatedDiscoveryServiceClient(dial(t, cfg)).DeltaAggregatedResources(t.Context())
+		if !errors.Is(err, identity.ErrNoToken) {
+			t.Errorf("stream: %v", err)
+		}
+	})
 }
 
 // A peer that accepts and never speaks is given up, and said to be unreachable.

@@ -46,8 +46,8 @@ func newIdentity(cert *Certificate) *identity {
 		// server's list of CAs names, and if there is none Go sends no
 		// certificate and says nothing. Envoy's list may name another root.
 		present: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			if !cert.Valid(time.Now()) {
-				return nil, ErrExpired
+			if err := cert.usable(time.Now()); err != nil {
+				return nil, err
 			}
 			return &cert.TLS, nil
 		},
@@ -65,14 +65,14 @@ func newIdentity(cert *Certificate) *identity {
 // p.SANs changes, and a stale one would accept the wrong peer.
 func (s *Store) Client(p Peer) (*tls.Config, error) {
 	id := s.current.Load()
-	switch {
-	case id == nil:
+	if id == nil {
 		if _, err := s.LastError(); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNoIdentity, err)
 		}
 		return nil, ErrNoIdentity
-	case !id.cert.Valid(time.Now()):
-		return nil, fmt.Errorf("%w: it was valid until %s", ErrExpired, id.cert.NotAfter.Format(time.RFC3339))
+	}
+	if err := id.cert.usable(time.Now()); err != nil {
+		return nil, err
 	}
 	conn := &peerConn{roots: id.cert.Roots, sans: p.SANs, sessions: id.sessions, key: p.Key}
 	return &tls.Config{

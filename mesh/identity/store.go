@@ -30,6 +30,9 @@ const (
 	fastRetryMin = 100 * time.Millisecond
 	slowRetryMin = 5 * time.Second
 	slowRetryMax = time.Minute
+	// renewMin bounds the rate at which a CA is asked that gives certificates
+	// of no life to speak of.
+	renewMin = 500 * time.Millisecond
 	// clockStep is how often the wall clock is looked at while waiting. Timers
 	// stand still while a machine sleeps, and certificates age.
 	clockStep = 30 * time.Second
@@ -240,7 +243,7 @@ func now() time.Time { return time.Now().Round(0) }
 // that machines enrolled together do not come together for ever.
 func renewAt(now, notAfter time.Time) time.Time {
 	life := float64(notAfter.Sub(now))
-	return now.Add(time.Duration(life * (0.49 + 0.02*rand.Float64())))
+	return now.Add(max(renewMin, time.Duration(life*(0.49+0.02*rand.Float64()))))
 }
 
 // retryDelay returns the delay after the n-th failure in a row, n from 1.

@@ -4,6 +4,8 @@ package identity_test
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"slices"
 	"testing"
@@ -237,6 +239,28 @@ func TestRootBundle(t *testing.T) {
 		if err := shake(t, s, identity.Peer{}, server{cert: signer.pair(echoID, -time.Minute, time.Hour)}).err; err != nil {
 			t.Errorf("peer of one of the two roots: %v", err)
 		}
+	}
+}
+
+// Some CAs compare the name in a request with the credential.
+func TestNameInRequest(t *testing.T) {
+	a := newAuthority(t)
+	var got *x509.CertificateRequest
+	s, err := identity.New(identity.Config{ID: laptopID, CA: caFunc(func(_ context.Context, csr []byte) ([][]byte, [][]byte, error) {
+		block, _ := pem.Decode(csr)
+		r, err := x509.ParseCertificateRequest(block.Bytes)
+		must(t, err)
+		got = r
+		return a.sign(csr, laptopID, time.Hour)
+	})})
+	must(t, err)
+	run(t, s.Run)
+	<-s.Ready()
+	if len(got.URIs) != 1 || got.URIs[0].String() != laptopID || got.PublicKeyAlgorithm != x509.ECDSA {
+		t.Errorf("request for %v with %v", got.URIs, got.PublicKeyAlgorithm)
+	}
+	if c := s.ClientCertificate(); c != &s.Current().TLS {
+		t.Error("the certificate is not the one offered to istiod")
 	}
 }
 

@@ -154,7 +154,7 @@ func (c *Client) ended(err error, age time.Duration) time.Duration {
 	// Said when it begins and when its nature changes, not at each attempt.
 	if code := status.Code(err); code != c.said {
 		c.said = code
-		c.log.Warn("control plane away, configuration is kept", "err", err, "attempts", c.failures)
+		c.log.Warn("control plane away", "err", err, "attempts", c.failures)
 	}
 	return c.backoff.next()
 }

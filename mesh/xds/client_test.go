@@ -3,8 +3,10 @@
 package xds_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	clusterpb "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corepb "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -23,7 +26,9 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -63,6 +68,48 @@ func TestBurst(t *testing.T) {
 		}
 		if diff := cmp.Diff(wantNames, subscribed); diff != "" {
 			t.Errorf("subscriptions, each once (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// refusing is a channel on which no stream can be opened.
+type refusing struct{ attempts int }
+
+func (r *refusing) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	r.attempts++
+	code := codes.Unavailable
+	if r.attempts > 10 {
+		code = codes.Unauthenticated
+	}
+	return nil, status.Error(code, "no")
+}
+
+func (*refusing) Invoke(context.Context, string, any, any, ...grpc.CallOption) error {
+	return status.Error(codes.Unimplemented, "no")
+}
+
+// A server that is away for an hour is asked every 15 s at most, and the log
+// has a line for each kind of trouble, not for each attempt.
+func TestLongOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &refusing{}
+		var log bytes.Buffer
+		c, err := xds.New(xds.Config{
+			Conn: conn, Sink: &sink{}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Node: xds.NewNode(xds.NodeConfig{WorkloadName: "lap", Namespace: "external"}),
+		})
+		must(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		must(t, c.Run(ctx))
+		if conn.attempts < 240 || conn.attempts > 500 {
+			t.Errorf("%d attempts in an hour", conn.attempts)
+		}
+		if n := strings.Count(log.String(), "\n"); n != 2 {
+			t.Errorf("%d lines logged, want one for each of two kinds:\n%s", n, &log)
+		}
+		if st := c.Status(); st.Connected || status.Code(st.LastError) != codes.Unauthenticated || st.LastErrorAt.IsZero() {
+			t.Errorf("status %+v", st)
 		}
 	})
 }

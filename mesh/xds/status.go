@@ -31,7 +31,9 @@ type Status struct {
 
 // A Rejection is a resource whose newest version could not be used.
 type Rejection struct {
-	TypeURL, Name, Reason string
+	TypeURL string `json:"type_url"`
+	Name    string `json:"name"`
+	Reason  string `json:"reason"`
 }
 
 // Status returns how the stream is doing.

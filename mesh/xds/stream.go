@@ -36,7 +36,7 @@ func (c *Client) stream(ctx context.Context) error {
 	s, err := discoverypb.NewAggregatedDiscoveryServiceClient(c.conn).
 		DeltaAggregatedResources(ctx, grpc.MaxCallRecvMsgSize(maxResponse))
 	if err != nil {
-		return err
+		return fmt.Errorf("open ads stream: %w", err)
 	}
 	c.restart()
 
