@@ -37,7 +37,7 @@ func TestEcho(t *testing.T) {
 					if m.Src != dst || m.Type != tt.typ || m.Code != tt.code {
 						t.Fatalf("answer %d/%d from %v, want %d/%d", m.Type, m.Code, m.Src, tt.typ, tt.code)
 					}
-					if size <= 1400 && there[dst] && !bytes.Equal(m.Payload, counting(size)) {
+					if there[dst] && !bytes.HasPrefix(counting(size), m.Payload) || size <= 1400 && there[dst] && len(m.Payload) != size {
 						t.Error("the payload came back changed")
 					}
 				})

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -103,4 +104,24 @@ func eventually(t testing.TB, cond func() bool) {
 			t.Fatal("condition not reached")
 		}
 	}
+}
+
+// transfer opens a connection for the length of do.
+func transfer(t testing.TB, c *netstacktest.Client, dst netip.AddrPort, do func(*netstacktest.Conn)) {
+	t.Helper()
+	conn, err := c.DialTCP(t.Context(), dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	do(conn)
+}
+
+// heap returns the bytes in use after a collection.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // pools keep what they hold for one more
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

@@ -253,6 +253,7 @@ func TestOrderlyEndIsNoReset(t *testing.T) {
 
 // A client that gives up before the decision is told to the handler.
 func TestClientGivesUp(t *testing.T) {
+	t.Parallel() // it waits for seconds
 	src := netip.AddrPortFrom(netstacktest.Addr4, 40000)
 	pending, gone := make(chan struct{}, 8), make(chan error, 8)
 	c, s := start(t, handler{tcp: func(_ context.Context, f *netstack.TCPFlow) {

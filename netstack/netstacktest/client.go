@@ -181,11 +181,40 @@ func (c *Client) DialTCPFrom(ctx context.Context, src, dst netip.AddrPort) (*Con
 	return nil, fmt.Errorf("connect %v: %s", dst, err)
 }
 
-// DialUDP returns a UDP socket that is connected to dst. An ICMP port
-// unreachable for it is the error "connection was refused" of a later call.
-func (c *Client) DialUDP(dst netip.AddrPort) (*gonet.UDPConn, error) {
-	remote := fullAddress(dst)
-	return gonet.DialUDP(c.net, nil, &remote, network(dst.Addr()))
+// A UDPConn is a client's UDP socket that is connected to one address.
+type UDPConn struct {
+	*gonet.UDPConn
+	ep      tcpip.Endpoint
+	refused chan struct{} // gets a token for each error
+}
+
+// DialUDP returns a UDP socket that is connected to dst.
+func (c *Client) DialUDP(dst netip.AddrPort) (*UDPConn, error) {
+	queue := new(waiter.Queue)
+	ep, err := c.net.NewEndpoint(udp.ProtocolNumber, network(dst.Addr()), queue)
+	if err != nil {
+		return nil, errors.New(err.String())
+	}
+	if err := ep.Connect(fullAddress(dst)); err != nil {
+		ep.Close()
+		return nil, errors.New(err.String())
+	}
+	entry, refused := waiter.NewChannelEntry(waiter.EventErr)
+	queue.EventRegister(&entry)
+	return &UDPConn{UDPConn: gonet.NewUDPConn(queue, ep), ep: ep, refused: refused}, nil
+}
+
+// WaitRefused waits until a port unreachable makes a later call fail.
+func (c *UDPConn) WaitRefused(ctx context.Context) error {
+	select {
+	case <-c.refused:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if _, ok := c.ep.SocketOptions().GetLastError().(*tcpip.ErrConnectionRefused); !ok {
+		return errors.New("another error than refused")
+	}
+	return nil
 }
 
 func isStarted(err tcpip.Error) bool {

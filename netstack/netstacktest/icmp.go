@@ -20,7 +20,7 @@ type Message struct {
 	Src     netip.Addr
 	Type    uint8
 	Code    uint8
-	Payload []byte // what follows the header of 8 bytes
+	Payload []byte // what follows the header of 8 bytes, in the first fragment
 }
 
 // A tap is the client's link, which shows the ICMP messages that come in.
@@ -56,22 +56,31 @@ func (t *tapped) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *st
 	t.NetworkDispatcher.DeliverNetworkPacket(proto, pkt)
 }
 
+// parseICMP takes whole packets and first fragments.
 func parseICMP(proto tcpip.NetworkProtocolNumber, p []byte) (Message, bool) {
-	var src tcpip.Address
+	var (
+		src   tcpip.Address
+		trans tcpip.TransportProtocolNumber
+	)
 	if proto == header.IPv4ProtocolNumber {
 		ip := header.IPv4(p)
-		if len(p) < header.IPv4MinimumSize || ip.TransportProtocol() != icmp.ProtocolNumber4 {
+		if !ip.IsValid(len(p)) || ip.FragmentOffset() != 0 {
 			return Message{}, false
 		}
-		src, p = ip.SourceAddress(), ip.Payload()
+		src, trans, p = ip.SourceAddress(), ip.TransportProtocol(), ip.Payload()
 	} else {
 		ip := header.IPv6(p)
-		if len(p) < header.IPv6MinimumSize || ip.TransportProtocol() != icmp.ProtocolNumber6 {
+		if !ip.IsValid(len(p)) {
 			return Message{}, false
 		}
-		src, p = ip.SourceAddress(), ip.Payload()
+		src, trans, p = ip.SourceAddress(), ip.TransportProtocol(), ip.Payload()
+		if trans == header.IPv6FragmentHeader && len(p) >= header.IPv6FragmentHeaderSize {
+			if f := header.IPv6Fragment(p); f.FragmentOffset() == 0 {
+				trans, p = f.TransportProtocol(), p[header.IPv6FragmentHeaderSize:]
+			}
+		}
 	}
-	if len(p) < 8 {
+	if trans != icmp.ProtocolNumber4 && trans != icmp.ProtocolNumber6 || len(p) < 8 {
 		return Message{}, false
 	}
 	a, _ := netip.AddrFromSlice(src.AsSlice())

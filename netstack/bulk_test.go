@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netstack_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/nasp-tun/nasp-tun/netstack"
+	"github.com/nasp-tun/nasp-tun/netstack/netstacktest"
+)
+
+const bulkBytes = 64 << 20
+
+// minMean is the least mean packet of a bulk transfer, ACKs left out: below,
+// superpackets are being cut up somewhere.
+const minMean = 40 << 10
+
+// stream returns the bytes of a transfer: the same for the same seed.
+func stream(seed byte, n int64) io.Reader {
+	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
+}
+
+func sum(r io.Reader) ([32]byte, int64, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, r)
+	return [32]byte(h.Sum(nil)), n, err
+}
+
+// 64 MiB in each direction at once arrive whole and in order.
+func TestBulkBothWays(t *testing.T) {
+	up, _, _ := sum(stream(1, bulkBytes))
+	down, _, _ := sum(stream(2, bulkBytes))
+	for _, l := range links {
+		t.Run(l.name, func(t *testing.T) {
+			served := make(chan struct{})
+			c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) {
+				defer close(served)
+				sent := make(chan error, 1)
+				go func() {
+					_, err := io.Copy(conn, stream(2, bulkBytes))
+					sent <- errors.Join(err, conn.CloseWrite())
+				}()
+				if got, n, err := sum(conn); got != up || err != nil {
+					t.Errorf("upload: %d bytes, %v, or changed", n, err)
+				}
+				if err := <-sent; err != nil {
+					t.Errorf("download: %v", err)
+				}
+			})}, l.opt, netstack.Limits{})
+			conn, err := c.DialTCP(t.Context(), l.dst)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			sent := make(chan error, 1)
+			go func() {
+				_, err := io.Copy(conn, stream(1, bulkBytes))
+				sent <- errors.Join(err, conn.CloseWrite())
+			}()
+			if got, n, err := sum(conn); got != down || err != nil {
+				t.Errorf("download: %d bytes, %v, or changed", n, err)
+			}
+			if err := <-sent; err != nil {
+				t.Errorf("upload: %v", err)
+			}
+			<-served
+			if got := s.Stats(); got.TCP.Timeouts != 0 || got.Device.RxMalformed+got.Device.RxChecksum != 0 {
+				t.Errorf("stats %+v", got)
+			}
+		})
+	}
+}
+
+// A superpacket of the client reaches the stack in one piece, and one of ours
+// the client.
+func TestSuperpacketsStayWhole(t *testing.T) {
+	for _, l := range links[:2] {
+		t.Run("up "+l.name, func(t *testing.T) {
+			done := make(chan struct{})
+			c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) {
+				defer close(done)
+				io.Copy(io.Discard, conn)
+			})}, l.opt, netstack.Limits{})
+			transfer(t, c, l.dst, func(conn *netstacktest.Conn) { write(t, conn, bulkBytes) })
+			<-done
+			checkMean(t, s.Stats().Device.RxBytes, s.Stats().Device.RxPackets)
+		})
+		t.Run("down "+l.name, func(t *testing.T) {
+			c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) {
+				write(t, conn, bulkBytes)
+			})}, l.opt, netstack.Limits{})
+			transfer(t, c, l.dst, func(conn *netstacktest.Conn) { io.Copy(io.Discard, conn) })
+			checkMean(t, s.Stats().Device.TxBytes, s.Stats().Device.TxPackets)
+		})
+	}
+}
+
+// write sends n bytes in pieces that make the largest segments.
+func write(t *testing.T, w io.Writer, n int) {
+	t.Helper()
+	b := make([]byte, 65372)
+	for ; n > 0; n -= len(b) {
+		if _, err := w.Write(b[:min(n, len(b))]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func checkMean(t *testing.T, bytes, packets uint64) {
+	t.Helper()
+	if mean := bytes / packets; mean < minMean {
+		t.Errorf("mean packet %d bytes, want at least %d", mean, minMean)
+	}
+}
+
+// Small packets are kept in buffers of their size: a slow reader of small
+// packets does not pin the read buffers.
+func TestSmallPacketsPinLittle(t *testing.T) {
+	const packets = 2000
+	read := make(chan struct{})
+	c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) {
+		<-read
+		io.Copy(io.Discard, conn)
+	})}, netstacktest.Options{}, netstack.Limits{})
+	transfer(t, c, service4, func(conn *netstacktest.Conn) {
+		before := heap()
+		b := make([]byte, 100)
+		for range packets {
+			if _, err := conn.Write(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Nagle is off, but what waits in the client's stack is joined.
+		eventually(t, func() bool { return s.Stats().Device.RxBytes > packets*100 })
+		if used := heap() - before; used > 16<<20 {
+			t.Errorf("%d packets of 100 bytes pin %d KiB", packets, used>>10)
+		}
+		close(read)
+	})
+}
