@@ -56,6 +56,7 @@ type report struct {
 	Device   Device   `json:"device"`  // FD is in FDs[0]
 	Index    int      `json:"index"`   // of the device
 	HasIPv6  bool     `json:"hasIPv6"` // the kernel has IPv6
+	NetNS    nsID     `json:"netns"`
 	UDP, TCP int      // how many stub sockets of each kind follow the TUN and the rtnetlink socket
 	Warnings []string `json:"warnings,omitempty"`
 }

@@ -152,15 +152,10 @@ func (e *Exec) setUp(ctx context.Context, p *plan) error {
 		closeAll(fds)
 		return setupError("sockets", fmt.Errorf("received %d descriptors of %d", len(fds), want))
 	}
-	e.netns, err = netnsOf(e.child.pid)
-	if err != nil {
-		closeAll(fds)
-		return setupError("network", err)
-	}
 	e.device = r.Device
 	e.device.FD = fds[0]
 	e.rt = &rtnl{fd: fds[1]}
-	e.index, e.hasIPv6 = r.Index, r.HasIPv6
+	e.index, e.hasIPv6, e.netns = r.Index, r.HasIPv6, r.NetNS
 	e.warnings = append(e.warnings, r.Warnings...)
 	if err := e.adopt(fds[2:], r, p.HostPorts); err != nil {
 		return setupError("sockets", err)

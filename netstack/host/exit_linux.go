@@ -5,6 +5,7 @@ package host
 import (
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -28,6 +29,7 @@ func dieOf(sig syscall.Signal) {
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	signal.Reset(sig)
+	runtime.LockOSThread()
 	// struct sigaction of the kernel, all zero: SIG_DFL, no flags, an empty mask.
 	var action [4]uint64
 	const maskSize = 8

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -23,6 +24,8 @@ import (
 // so.
 var helpers = map[string]func(args []string) int{
 	"mini-exec": miniExec,
+	"probe":     probe,
+	"mini-job":  miniJob,
 }
 
 // meshAddr is what the sink's resolver says to every question.
@@ -38,6 +41,7 @@ func miniExec(args []string) int {
 	flags.BoolVar(&cfg.IPv6, "ipv6", false, "")
 	ready := flags.String("ready", "", "file to make before the program runs")
 	hold := flags.Bool("hold", false, "never let the program run")
+	routes6 := flags.String("routes6", "", "comma-separated: on, off, or mesh addresses")
 	flags.Func("host-port", "", func(s string) error {
 		port, err := strconv.ParseUint(s, 10, 16)
 		cfg.HostPorts = append(cfg.HostPorts, uint16(port))
@@ -48,7 +52,7 @@ func miniExec(args []string) int {
 	}
 	cfg.Args = flags.Args()
 	cfg.Resolv = NewResolvers("").Config()
-	status, err := runMini(cfg, *ready, *hold)
+	status, err := runMini(cfg, *ready, *hold, *routes6)
 	var failed *ExecError
 	var interrupted *Interrupted
 	switch {
@@ -68,7 +72,7 @@ func miniExec(args []string) int {
 	return 0
 }
 
-func runMini(cfg ExecConfig, ready string, hold bool) (ExitStatus, error) {
+func runMini(cfg ExecConfig, ready string, hold bool, routes6 string) (ExitStatus, error) {
 	ctx := context.Background()
 	e, err := StartExec(ctx, cfg)
 	if err != nil {
@@ -76,6 +80,9 @@ func runMini(cfg ExecConfig, ready string, hold bool) (ExitStatus, error) {
 	}
 	for _, w := range e.Warnings() {
 		fmt.Fprintln(os.Stderr, "warning:", w)
+	}
+	if err := setRoutes6(e, routes6); err != nil {
+		return ExitStatus{}, err
 	}
 	var s sink
 	s.run(e)
@@ -95,6 +102,23 @@ func runMini(cfg ExecConfig, ready string, hold bool) (ExitStatus, error) {
 	e.Close()
 	s.wg.Wait()
 	return status, nil
+}
+
+// setRoutes6 does what a changing host and mesh would.
+func setRoutes6(e *Exec, steps string) error {
+	var errs []error
+	for step := range strings.SplitSeq(steps, ",") {
+		switch step {
+		case "":
+		case "on", "off":
+			errs = append(errs, e.SetIPv6(step == "on"))
+		case "none":
+			errs = append(errs, e.SetMesh6(nil))
+		default:
+			errs = append(errs, e.SetMesh6([]netip.Addr{netip.MustParseAddr(step), netip.MustParseAddr("10.0.0.1")}))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // A sink takes the place of the netstack.
@@ -233,6 +257,3 @@ func relayPort(p HostPort) {
 		in.Close()
 	}
 }
-
-// lines splits the output of a program.
-func lines(b []byte) []string { return strings.Split(strings.TrimSpace(string(b)), "\n") }

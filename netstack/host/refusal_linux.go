@@ -92,6 +92,8 @@ func explainClone(err error, rootless bool, f facts) *ExecError {
 	case errors.Is(err, unix.EUSERS):
 		e.Err = errors.New("user namespaces are nested too deeply")
 		e.Hint = "the kernel allows 32 levels"
+	case errors.Is(err, unix.E2BIG):
+		e.Stage, e.Code, e.Err = "exec", ExitNotExecutable, err
 	case errors.Is(err, unix.ENOENT):
 		e.Err = fmt.Errorf("start %s: %w", selfExe, err)
 		e.Hint = "/proc must be mounted"
@@ -156,6 +158,8 @@ func explainStage(r *report, rootless bool, f facts) *ExecError {
 		e.Hint = f.tunHint(r.Errno)
 	case r.Stage == "mounts" && denied, r.Stage == "network" && denied:
 		e.Hint = f.deniedHint(rootless)
+	case r.Stage == "mounts" && r.Errno == unix.EINVAL:
+		e.Hint = "/ is not a mount point here, as in a chroot: run it outside"
 	case r.Stage == "sockets" && r.Errno == unix.EADDRINUSE:
 		e.Hint = "a --host-port is named twice, or is 53"
 	}
@@ -176,11 +180,10 @@ func (f facts) tunHint(errno syscall.Errno) string {
 		}
 		return "the device cgroup or a security module denies it\nin a container: pass it with --device " + tunPath
 	case unix.ENOENT, unix.ENODEV, unix.ENXIO:
-		hint := "modprobe tun   (as root)"
 		if f.container {
-			hint = "pass it to the container: --device " + tunPath
+			return "modprobe tun on the host, and pass it to the container: --device " + tunPath
 		}
-		return hint
+		return "modprobe tun   (as root)"
 	case unix.EBUSY:
 		return "the name " + deviceName + " is taken"
 	}

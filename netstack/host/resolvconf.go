@@ -33,6 +33,8 @@ type ResolvConf struct {
 	Servers []netip.AddrPort // never empty: 127.0.0.1:53 if none is named
 	Search  []string         // as written, without a last dot
 	Options []string         // as written: "ndots:5", "edns0", …
+
+	implied bool // Servers is what libc falls back to, not what the file says
 }
 
 // ParseResolvConf reads resolv.conf(5) as libc does: lines that it does not
@@ -67,7 +69,7 @@ func ParseResolvConf(text []byte) ResolvConf {
 		}
 	}
 	if len(c.Servers) == 0 {
-		c.Servers = []netip.AddrPort{localServer}
+		c.Servers, c.implied = []netip.AddrPort{localServer}, true
 	}
 	return c
 }
@@ -86,13 +88,18 @@ func searchList(fields []string) []string {
 	return list
 }
 
-// Loopback returns those servers that only exist on the host's own loopback.
-// Their addresses mean nothing in another network namespace.
+// Loopback returns those servers that only exist on the host's own loopback: what
+// their addresses lead to in another network namespace is for us to say. 127.0.0.1 as
+// the fall-back counts only where there is no file to mount ours over; else the program
+// may want that port.
 func (c ResolvConf) Loopback() []netip.Addr {
+	if c.implied && !c.Missing {
+		return nil
+	}
 	var list []netip.Addr
 	for _, s := range c.Servers {
-		if s.Addr().Unmap().IsLoopback() && !slices.Contains(list, s.Addr()) {
-			list = append(list, s.Addr())
+		if a := s.Addr().Unmap(); a.IsLoopback() && !slices.Contains(list, a) {
+			list = append(list, a)
 		}
 	}
 	return list

@@ -83,6 +83,9 @@ func (s *stage) build() (*report, []int, *report) {
 	}
 	d.MTU = s.plan.MTU
 	r := &report{Device: d, Warnings: warnings}
+	if r.NetNS, err = netnsOf("self"); err != nil {
+		return nil, nil, failure("network", ExitSetup, err)
+	}
 	if s.rt, err = newRTNL(); err != nil {
 		return nil, nil, failure("network", ExitSetup, err)
 	}
@@ -189,7 +192,10 @@ func execvp(argv, env []string) error {
 		err := execve(file, argv, env)
 		switch {
 		case errors.Is(err, unix.EACCES):
-			denied = &os.PathError{Op: "exec", Path: file, Err: err}
+			// A directory that may not be searched says nothing about the program.
+			if _, missing := os.Lstat(file); missing == nil {
+				denied = &os.PathError{Op: "exec", Path: file, Err: err}
+			}
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENODEV),
 			errors.Is(err, unix.ESTALE), errors.Is(err, unix.ETIMEDOUT):
 		default:

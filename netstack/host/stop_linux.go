@@ -122,12 +122,14 @@ func procStat(pid int) (state byte, parent int, ok bool) {
 // An nsID names a network namespace. It stays true while a descriptor of ours
 // keeps the namespace alive.
 type nsID struct {
-	dev, ino uint64
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
 }
 
-func netnsOf(pid int) (nsID, error) {
+// netnsOf returns the network namespace of a process, by number or "self".
+func netnsOf(pid string) (nsID, error) {
 	var st unix.Stat_t
-	path := "/proc/" + strconv.Itoa(pid) + "/ns/net"
+	path := "/proc/" + pid + "/ns/net"
 	if err := unix.Stat(path, &st); err != nil {
 		return nsID{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
@@ -141,7 +143,7 @@ func (id nsID) count() int {
 	}
 	n := 0
 	for _, pid := range processes() {
-		if got, err := netnsOf(pid); err == nil && got == id {
+		if got, err := netnsOf(strconv.Itoa(pid)); err == nil && got == id {
 			n++
 		}
 	}
