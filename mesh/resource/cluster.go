@@ -21,6 +21,10 @@ const (
 	OriginalDst           // the address that the client dialled
 )
 
+func (d Discovery) String() string {
+	return [...]string{"STATIC", "EDS", "STRICT_DNS", "LOGICAL_DNS", "ORIGINAL_DST"}[d]
+}
+
 // A Cluster is a group of endpoints and the way to talk to them.
 type Cluster struct {
 	Name      string
@@ -43,6 +47,7 @@ type Cluster struct {
 	// MaxRequestsPerConnection ends a pooled connection; 0: never.
 	MaxRequestsPerConnection uint32
 	DNSRefresh               time.Duration
+	DNSFamily                DNSFamily // of the addresses of DNS clusters
 	Istio                    IstioMeta
 	Ignored                  []string
 }
@@ -66,6 +71,18 @@ func (m *IstioMeta) Service() ServiceRef {
 // ServiceRef names a service of the mesh.
 type ServiceRef struct{ Host, Name, Namespace string }
 
+// DNSFamily says which addresses of a name are used.
+type DNSFamily uint8
+
+// The choices of Envoy's dns_lookup_family.
+const (
+	DNSAuto        DNSFamily = iota // IPv6; IPv4 if there is none
+	DNSV4Only                       //
+	DNSV6Only                       //
+	DNSV4Preferred                  // IPv4; IPv6 if there is none
+	DNSAll                          // both
+)
+
 // HTTPVersion is the protocol spoken to the upstream of a cluster.
 type HTTPVersion uint8
 
@@ -76,6 +93,10 @@ const (
 	Downstream             // whatever the client spoke
 	AutoHTTP               // by ALPN
 )
+
+func (v HTTPVersion) String() string {
+	return [...]string{"http/1", "http/2", "downstream", "auto"}[v]
+}
 
 // Policy is a load-balancing policy.
 type Policy uint8
@@ -89,6 +110,10 @@ const (
 	Maglev   // likewise
 	ClusterProvided
 )
+
+func (p Policy) String() string {
+	return [...]string{"LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "RING_HASH", "MAGLEV", "CLUSTER_PROVIDED"}[p]
+}
 
 // BalanceConfig configures the choice of an endpoint.
 type BalanceConfig struct {
@@ -186,6 +211,10 @@ const (
 	Unhealthy
 	Draining
 )
+
+func (h Health) String() string {
+	return [...]string{"healthy", "degraded", "unhealthy", "draining"}[h]
+}
 
 // Endpoints is the set of endpoints of one cluster.
 type Endpoints struct {

@@ -89,13 +89,16 @@ type HTTPManager struct {
 	StreamIdleTimeout time.Duration // 0: none
 	RequestTimeout    time.Duration // to receive a whole request; 0: none
 	// Upgrades lists the protocols that may be upgraded to, lower case.
-	Upgrades         []string
-	AcceptHTTP10     bool
-	NormalizePath    bool
-	MergeSlashes     bool
-	GenerateReqID    bool
-	PreserveReqID    bool
-	IstioALPN        bool // the istio.alpn filter is in the chain
-	AppendXFF        bool // use_remote_address
-	DefaultHostHTTP1 string
+	Upgrades      []string
+	AcceptHTTP10  bool
+	NormalizePath bool
+	MergeSlashes  bool
+	GenerateReqID bool
+	PreserveReqID bool
+	IstioALPN     bool // the istio.alpn filter is in the chain
+	AppendXFF     bool // use_remote_address
+	// ForwardClientCert passes on an x-forwarded-client-cert of the client;
+	// otherwise it is taken out, so that nobody can claim an identity.
+	ForwardClientCert bool
+	DefaultHostHTTP1  string
 }

@@ -5,7 +5,10 @@ package resource
 import "net/netip"
 
 // A NameTable is what the mesh knows by name (NDS).
-type NameTable struct{ Names map[string]*Name }
+type NameTable struct {
+	Names   map[string]*Name // by Host
+	Ignored []string
+}
 
 // A Name is a host of the mesh and its addresses.
 type Name struct {

@@ -25,6 +25,9 @@ type VirtualHost struct {
 	Routes          []*Route
 	RequestHeaders  HeaderMutations
 	ResponseHeaders HeaderMutations
+	// CountAttempts tells the upstream which try it sees, in
+	// x-envoy-attempt-count.
+	CountAttempts bool
 }
 
 // A Route is a condition and what to do with the requests that meet it.
