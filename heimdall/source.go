@@ -119,12 +119,12 @@ func (s *Source) Roots() ([]byte, error) {
 	return e.Roots, err
 }
 
-// LastError returns the error of the last fetch and since when fetches fail;
-// nil after a good one.
-func (s *Source) LastError() (error, time.Time) {
+// LastError returns since when fetches fail and the error of the last one; nil
+// after a good one.
+func (s *Source) LastError() (since time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err, s.errSince
+	return s.errSince, s.err
 }
 
 // Run keeps the enrolment fresh until ctx ends.
@@ -132,7 +132,7 @@ func (s *Source) Run(ctx context.Context) error {
 	retry := firstRetry
 	for {
 		wait := s.untilRefresh()
-		if err, _ := s.LastError(); err != nil {
+		if _, err := s.LastError(); err != nil {
 			wait, retry = jitter(retry), min(2*retry, lastRetry)
 		} else {
 			retry = firstRetry
@@ -146,7 +146,7 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 		// An error is kept for LastError and makes the next wait.
 		_ = s.refresh(ctx, func() bool {
-			err, _ := s.LastError()
+			_, err := s.LastError()
 			return err != nil || s.untilRefresh() <= minRefresh
 		})
 	}

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,15 +19,30 @@ import (
 // tokens are good. It runs in a synctest bubble with one Source.
 type fakeServer struct {
 	tokenLife, accessLife time.Duration // accessLife 0: no renewal
-	down                  error
-	asked                 []Secret
-	when                  []time.Duration
 	began                 time.Time
+
+	mu    sync.Mutex
+	down  error
+	asked []Secret
+}
+
+func (f *fakeServer) setDown(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.down = err
+}
+
+// requests returns the access tokens that were shown, in order.
+func (f *fakeServer) requests() []Secret {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
 }
 
 func (f *fakeServer) fetch(_ context.Context, access Secret) (Enrollment, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.asked = append(f.asked, access)
-	f.when = append(f.when, time.Since(f.began))
 	if f.down != nil {
 		return Enrollment{}, f.down
 	}
@@ -64,6 +82,8 @@ func running(t *testing.T, f *fakeServer, cfg SourceConfig) *Source {
 	return s
 }
 
+func lastOf(s []Secret) Secret { return s[len(s)-1] }
+
 // later lets time pass and the source act.
 func later(d time.Duration) {
 	<-time.After(d)
@@ -93,13 +113,13 @@ func TestSourceOutlivesItsTokens(t *testing.T) {
 			}
 		}
 		// Two an hour, and one more for each access token.
-		if n := len(f.asked); n < 24*10*2 || n > 24*10*2+24 {
+		if n := len(f.requests()); n < 24*10*2 || n > 24*10*2+24 {
 			t.Errorf("asked %d times in ten days", n)
 		}
-		if last := f.asked[len(f.asked)-1]; last == first {
+		if last := lastOf(f.requests()); last == first {
 			t.Error("the access token was never renewed")
 		}
-		if err, _ := s.LastError(); err != nil {
+		if _, err := s.LastError(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -110,12 +130,12 @@ func TestSourceRefreshesAtHalfLife(t *testing.T) {
 		f := &fakeServer{tokenLife: time.Hour}
 		running(t, f, SourceConfig{Token: NewSecret("opaque")})
 		later(29 * time.Minute)
-		if len(f.asked) != 1 {
-			t.Errorf("asked %d times before half of the token's life", len(f.asked))
+		if len(f.requests()) != 1 {
+			t.Errorf("asked %d times before half of the token's life", len(f.requests()))
 		}
 		later(2 * time.Minute)
-		if len(f.asked) != 2 {
-			t.Errorf("asked %d times after half of the token's life", len(f.asked))
+		if len(f.requests()) != 2 {
+			t.Errorf("asked %d times after half of the token's life", len(f.requests()))
 		}
 	})
 }
@@ -152,7 +172,7 @@ func TestSourceRenewsFile(t *testing.T) {
 			t.Errorf("the link has become %v, %v", fi.Mode(), err)
 		}
 		later(2 * time.Hour)
-		if last := f.asked[len(f.asked)-1]; last != got {
+		if last := lastOf(f.requests()); last != got {
 			t.Error("the new token is not used")
 		}
 	})
@@ -162,35 +182,40 @@ func TestSourceRenewsFile(t *testing.T) {
 }
 
 // A file that cannot be replaced is replaced in memory, until somebody else
-// changes it.
+// changes it. The name leaves no room for a temporary one beside it, which
+// stops root too.
 func TestSourceFileCannotBeWritten(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "token")
+	path := filepath.Join(t.TempDir(), strings.Repeat("t", 255))
 	synctest.Test(t, func(t *testing.T) {
-		old := token(time.Now(), time.Now().Add(2*time.Hour), "old")
+		old := token(time.Now(), time.Now().Add(3*time.Hour), "old")
 		if err := os.WriteFile(path, []byte(old.Reveal()), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		f := &fakeServer{tokenLife: time.Hour, accessLife: 2 * time.Hour}
-		s := running(t, f, SourceConfig{TokenFile: path})
-		// Root can write anywhere, so the way is blocked otherwise.
-		s.cfg.TokenFile = filepath.Join(filepath.Dir(path), "gone")
-		later(90 * time.Minute)
-		if err, _ := s.LastError(); err == nil {
-			t.Error("no error for a file that is gone")
+		f := &fakeServer{tokenLife: time.Hour, accessLife: 3 * time.Hour, began: time.Now()}
+		s, err := NewSource(SourceConfig{Fetch: f.fetch, TokenFile: path})
+		if err != nil {
+			t.Fatal(err)
 		}
-		s.mu.Lock()
-		s.keepAccess(token(time.Now(), time.Now().Add(2*time.Hour), "memory"), old)
-		memory := s.renewed
-		s.cfg.TokenFile = path
-		s.mu.Unlock()
-		if got, err := s.accessToken(); err != nil || got != memory {
-			t.Errorf("not the token in memory, %v", err)
+		// shown is the access token with which an expired one is replaced.
+		shown := func() Secret {
+			t.Helper()
+			later(2 * time.Hour)
+			if d := usableFor(t, s); d < 59*time.Minute {
+				t.Errorf("the token has %v left", d)
+			}
+			return lastOf(f.requests())
+		}
+		if got := shown(); got != old {
+			t.Error("the first token is not the one in the file")
+		}
+		if got := shown(); got == old {
+			t.Error("the token in the file is shown, although a newer one is in memory")
 		}
 		if err := os.WriteFile(path, []byte("by hand"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := s.accessToken(); err != nil || got.Reveal() != "by hand" {
-			t.Errorf("not the token that was put into the file, %v", err)
+		if got := shown(); got.Reveal() != "by hand" {
+			t.Error("the token that was put into the file is not shown")
 		}
 	})
 }
@@ -199,13 +224,13 @@ func TestSourceServerAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeServer{tokenLife: time.Hour}
 		s := running(t, f, SourceConfig{Token: NewSecret("opaque")})
-		f.down = ErrUnreachable
+		f.setDown(ErrUnreachable)
 		later(45 * time.Minute)
 		// Half an hour of failures, at first a second apart, then two minutes.
-		if n := len(f.asked); n < 10 || n > 40 {
+		if n := len(f.requests()); n < 10 || n > 40 {
 			t.Errorf("asked %d times in a quarter of an hour", n)
 		}
-		err, since := s.LastError()
+		since, err := s.LastError()
 		if !errors.Is(err, ErrUnreachable) || time.Since(since) > 16*time.Minute {
 			t.Errorf("error %v since %v", err, since)
 		}
@@ -217,11 +242,11 @@ func TestSourceServerAway(t *testing.T) {
 			t.Errorf("error %v, want that the token expired and why", err)
 		}
 		// Asking is enough; nobody waits for the next turn.
-		f.down = nil
+		f.setDown(nil)
 		if d := usableFor(t, s); d < 59*time.Minute {
 			t.Errorf("the token has %v left", d)
 		}
-		if err, _ := s.LastError(); err != nil {
+		if _, err := s.LastError(); err != nil {
 			t.Error(err)
 		}
 	})

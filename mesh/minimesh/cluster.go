@@ -123,8 +123,8 @@ func (w *world) mtls(s *placed, p Port) *corepb.TransportSocket {
 				ValidationContextType: &tlspb.CommonTlsContext_CombinedValidationContext{
 					CombinedValidationContext: &tlspb.CommonTlsContext_CombinedCertificateValidationContext{
 						DefaultValidationContext: &tlspb.CertificateValidationContext{
-							// The old field, which istiod still sends.
-							MatchSubjectAltNames: sans, //nolint:staticcheck
+							//lint:ignore SA1019 istiod still sends the old field
+							MatchSubjectAltNames: sans,
 						},
 						ValidationContextSdsSecretConfig: overSDS("ROOTCA"),
 					},

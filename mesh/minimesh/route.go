@@ -95,8 +95,9 @@ func virtualHost(s *placed, p Port, domains []string) *routepb.VirtualHost {
 			Action: &routepb.Route_Route{Route: &routepb.RouteAction{
 				ClusterSpecifier: &routepb.RouteAction_Cluster{Cluster: clusterName(s, p)},
 				Timeout:          durationpb.New(0),
-				MaxGrpcTimeout:   durationpb.New(0), //nolint:staticcheck // what istiod sends
-				RetryPolicy:      retryPolicy(),
+				//lint:ignore SA1019 istiod still sends the old field
+				MaxGrpcTimeout: durationpb.New(0),
+				RetryPolicy:    retryPolicy(),
 			}},
 		}},
 		IncludeRequestAttemptCount: true,
@@ -129,7 +130,8 @@ func (w *world) catchAll() *routepb.VirtualHost {
 		r.Action = &routepb.Route_Route{Route: &routepb.RouteAction{
 			ClusterSpecifier: &routepb.RouteAction_Cluster{Cluster: passthroughCluster},
 			Timeout:          durationpb.New(0),
-			MaxGrpcTimeout:   durationpb.New(0), //nolint:staticcheck // what istiod sends
+			//lint:ignore SA1019 istiod still sends the old field
+			MaxGrpcTimeout: durationpb.New(0),
 		}}
 	}
 	h.Routes = []*routepb.Route{r}
