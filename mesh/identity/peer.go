@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -124,10 +125,8 @@ func (c *peerConn) verify(cs tls.ConnectionState) error {
 			return nil
 		}
 	}
-	for _, name := range leaf.DNSNames {
-		if c.sans(name) {
-			return nil
-		}
+	if slices.ContainsFunc(leaf.DNSNames, c.sans) {
+		return nil
 	}
 	return fmt.Errorf("%w: peer is %s", ErrPeerIdentity, names(leaf))
 }
