@@ -37,14 +37,16 @@ var ErrNoEndpoint = errors.New("no healthy endpoint")
 type Cluster struct {
 	mu    sync.Mutex // orders Configure and SetEndpoints
 	cfg   resource.BalanceConfig
-	own   bool // endpoints are dialled as asked for (ORIGINAL_DST)
 	state atomic.Pointer[state]
+	// dialled: the endpoint is the address that the client dialled.
+	dialled atomic.Bool
 }
 
 // New returns the balancer of a cluster, with the endpoints that its
 // configuration holds inline.
 func New(cfg *resource.Cluster) *Cluster {
-	c := &Cluster{cfg: cfg.Balance, own: cfg.Discovery == resource.OriginalDst}
+	c := &Cluster{cfg: cfg.Balance}
+	c.dialled.Store(cfg.Discovery == resource.OriginalDst)
 	c.state.Store(newState(c.cfg, cfg.Endpoints, nil))
 	return c
 }
@@ -54,7 +56,7 @@ func New(cfg *resource.Cluster) *Cluster {
 func (c *Cluster) Configure(cfg *resource.Cluster) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.own = cfg.Discovery == resource.OriginalDst
+	c.dialled.Store(cfg.Discovery == resource.OriginalDst)
 	if c.cfg == cfg.Balance {
 		return
 	}
@@ -82,10 +84,7 @@ func (c *Cluster) Hosts() []*Host { return c.state.Load().hosts }
 // health, rather than in panic. A cluster whose endpoint is the address that
 // the client dialled always has one.
 func (c *Cluster) HasHealthy() bool {
-	c.mu.Lock()
-	own := c.own
-	c.mu.Unlock()
-	return own || c.state.Load().available
+	return c.dialled.Load() || c.state.Load().available
 }
 
 // A Pick is one question to a Cluster. The zero value asks for any endpoint.

@@ -38,6 +38,8 @@ func spread(c []counts, factor uint32, threshold float64) []share {
 			rest -= shares[i].degradedLoad
 		}
 		roundUp(shares, health, degraded, rest)
+	} else {
+		scarce(shares, c)
 	}
 	// With everything available, or panic switched off, health is respected.
 	if sum == 100 || threshold <= 0 || !panicking(shares, c, threshold) {
@@ -58,6 +60,23 @@ func roundUp(shares []share, health, degraded []uint32, rest uint32) {
 	for i := range degraded {
 		if degraded[i] > 0 {
 			shares[i].degradedLoad += rest
+			return
+		}
+	}
+}
+
+// scarce gives all of the load to the first priority with a usable host, where
+// these are so few of so many that their share rounds to nothing.
+func scarce(shares []share, c []counts) {
+	for i := range c {
+		if c[i].healthy > 0 {
+			shares[i].healthyLoad = 100
+			return
+		}
+	}
+	for i := range c {
+		if c[i].degraded > 0 {
+			shares[i].degradedLoad = 100
 			return
 		}
 	}
