@@ -117,29 +117,3 @@ func checkMean(t *testing.T, bytes, packets uint64) {
 		t.Errorf("mean packet %d bytes, want at least %d", mean, minMean)
 	}
 }
-
-// Small packets are kept in buffers of their size: a slow reader of small
-// packets does not pin the read buffers.
-func TestSmallPacketsPinLittle(t *testing.T) {
-	const packets = 2000
-	read := make(chan struct{})
-	c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) {
-		<-read
-		io.Copy(io.Discard, conn)
-	})}, netstacktest.Options{}, netstack.Limits{})
-	transfer(t, c, service4, func(conn *netstacktest.Conn) {
-		before := heap()
-		b := make([]byte, 100)
-		for range packets {
-			if _, err := conn.Write(b); err != nil {
-				t.Fatal(err)
-			}
-		}
-		// Nagle is off, but what waits in the client's stack is joined.
-		eventually(t, func() bool { return s.Stats().Device.RxBytes > packets*100 })
-		if used := heap() - before; used > 16<<20 {
-			t.Errorf("%d packets of 100 bytes pin %d KiB", packets, used>>10)
-		}
-		close(read)
-	})
-}

@@ -213,15 +213,17 @@ func (t *tcpForwarder) endpoint(id stack.TransportEndpointID) *tcp.Endpoint {
 // acknowledges nothing of the new connection, so that the client ignores it
 // (RFC 9293 section 3.10.7.3).
 func (s *Stack) onSYN(_ tcpip.NetworkProtocolNumber, id stack.TransportEndpointID) {
-	ep := s.tcp.endpoint(id)
+	t := s.tcp
+	ep := t.endpoint(id)
 	if ep == nil || ep.EndpointState() != tcp.StateTimeWait {
 		return
 	}
-	s.tcp.mu.Lock()
-	inUse := s.tcp.open[id] != nil // the handler has yet to read what came last
-	s.tcp.mu.Unlock()
-	if !inUse {
-		s.tcp.count.reusedTimeWait.Add(1)
-		ep.Abort()
+	t.mu.Lock()
+	f := t.open[id]
+	t.mu.Unlock()
+	if f != nil && !f.conn.complete() {
+		return // what came last has yet to be read; the client will ask again
 	}
+	t.count.reusedTimeWait.Add(1)
+	ep.Abort()
 }

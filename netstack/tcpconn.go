@@ -48,6 +48,7 @@ type TCPConn struct {
 	started     atomic.Bool // ep is set
 	closed      atomic.Bool
 	writeClosed atomic.Bool
+	ended       atomic.Bool // both ways, and all was read
 	reset       atomic.Bool // the connection broke, as opposed to ended
 	onReset     atomic.Pointer[func()]
 	failure     atomic.Pointer[error] // the first hard error: gVisor tells it only once
@@ -102,7 +103,7 @@ func (e *tcpEvents) NotifyEvent(mask waiter.EventMask) {
 // gVisor raises the same events for both. A reset after the client's FIN it
 // treats as a close, which before our own FIN nothing else explains.
 func (c *TCPConn) checkReset() {
-	if !c.started.Load() || c.closed.Load() {
+	if !c.started.Load() || c.closed.Load() || c.ended.Load() {
 		return
 	}
 	switch tcp.EndpointState(c.ep.State()) {
@@ -116,6 +117,16 @@ func (c *TCPConn) checkReset() {
 	}
 	c.reset.Store(true)
 	c.callOnReset()
+}
+
+// complete reports whether a connection in TIME_WAIT has nothing left to be
+// read. From then on it reads as ended, whatever becomes of its endpoint.
+func (c *TCPConn) complete() bool {
+	if n, err := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption); err != nil || n > 0 {
+		return false
+	}
+	c.ended.Store(true)
+	return true
 }
 
 func (c *TCPConn) callOnReset() {
@@ -179,6 +190,9 @@ func (c *TCPConn) tryRead(b []byte) (int, error) {
 		if tcp.EndpointState(c.ep.State()) != tcp.StateError {
 			return 0, io.EOF
 		}
+	}
+	if c.ended.Load() {
+		return 0, io.EOF
 	}
 	return 0, c.opError("read", c.cause(err))
 }

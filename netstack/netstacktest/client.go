@@ -126,6 +126,10 @@ func (c *Client) Device() netstack.Device { return c.device }
 // Link returns the counts of the client's end.
 func (c *Client) Link() tunlink.Stats { return c.link.Stats() }
 
+// Retransmits returns how many segments the client had to send again: a SYN
+// that was not answered, for one.
+func (c *Client) Retransmits() uint64 { return c.net.Stats().TCP.Retransmits.Value() }
+
 // A Conn is a client's TCP connection.
 type Conn struct {
 	*gonet.TCPConn

@@ -36,5 +36,15 @@ func packetPair(tb testing.TB) (theirs, ours, raw int) {
 func closeDescriptor(fd int) { _ = unix.Close(fd) }
 
 // Inject sends bytes as they are to the stack under test: the vnet header, if
-// the device has one, and a packet.
-func (c *Client) Inject(p []byte) error { return unix.Send(c.raw, p, 0) }
+// the device has one, and a packet. It waits for room.
+func (c *Client) Inject(p []byte) error {
+	for {
+		err := unix.Send(c.raw, p, 0)
+		if err != unix.EAGAIN {
+			return err
+		}
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(c.raw), Events: unix.POLLOUT}}, -1); err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+}

@@ -58,6 +58,15 @@ func Datagram(src, dst netip.AddrPort, payload []byte) []byte {
 	return p
 }
 
+// Echo returns an echo request from one IPv4 address to another.
+func Echo(src, dst netip.Addr) []byte {
+	p, msg := ipPacket(src, dst, header.ICMPv4ProtocolNumber, header.ICMPv4MinimumSize)
+	h := header.ICMPv4(msg)
+	h.SetType(header.ICMPv4Echo)
+	h.SetChecksum(header.ICMPv4Checksum(h, 0))
+	return p
+}
+
 // ipPacket returns a packet with its IP header, and the part behind that.
 func ipPacket(src, dst netip.Addr, proto tcpip.TransportProtocolNumber, size int) (packet, transport []byte) {
 	s, d := tcpip.AddrFromSlice(src.AsSlice()), tcpip.AddrFromSlice(dst.AsSlice())

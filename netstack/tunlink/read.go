@@ -41,7 +41,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	for {
 		n, err := e.dev.read(r.bufs)
 		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+			if errors.Is(err, os.ErrDeadlineExceeded) || e.isClosed() {
 				return nil
 			}
 			return fmt.Errorf("read tun: %w", err)

@@ -199,6 +199,12 @@ func (e *Endpoint) attached() stack.NetworkDispatcher {
 	return e.dispatcher
 }
 
+func (e *Endpoint) isClosed() bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.closed
+}
+
 // Interrupt makes [Endpoint.Run] return. The endpoint still writes.
 func (e *Endpoint) Interrupt() { e.dev.interrupt() }
 
