@@ -90,21 +90,24 @@ func (p *Proxy) relayUDP(ctx context.Context, r *telemetry.Record, client, serve
 	var up sync.WaitGroup
 	up.Go(func() {
 		defer end()
-		r.BytesReceived = pumpDatagrams(server, client)
+		r.BytesReceived, _ = pumpDatagrams(server, client) // idle, as a rule
 	})
-	sent := pumpDatagrams(client, server)
+	sent, err := pumpDatagrams(client, server)
 	end()
 	up.Wait()
 	r.BytesSent = sent
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		r.Fail(telemetry.Drained, context.Cause(ctx))
+	case !errors.Is(err, net.ErrClosed):
+		r.Fail(telemetry.UpstreamReset, err) // the server's port is unreachable
 	}
 }
 
-// pumpDatagrams copies until src ends, and returns the bytes moved. A datagram
+// pumpDatagrams copies until src ends. It returns the bytes moved. A datagram
 // that fills the buffer may have been cut: it is lost, as UDP may lose any,
 // and the next one finds room.
-func pumpDatagrams(dst io.Writer, src io.Reader) (moved int64) {
+func pumpDatagrams(dst io.Writer, src io.Reader) (moved int64, err error) {
 	buf := make([]byte, datagram)
 	for {
 		n, err := src.Read(buf)
@@ -112,17 +115,17 @@ func pumpDatagrams(dst io.Writer, src io.Reader) (moved int64) {
 			buf = make([]byte, maxDatagram)
 			continue
 		}
-		if n > 0 || err == nil {
+		if n > 0 || err == nil { // a datagram may be empty
 			// A datagram that cannot be sent now (no route, a full queue, a
 			// refusal of the one before) says nothing about the next.
 			if _, err := dst.Write(buf[:n]); err == nil {
 				moved += int64(n)
 			} else if errors.Is(err, net.ErrClosed) {
-				return moved
+				return moved, err
 			}
 		}
 		if err != nil {
-			return moved
+			return moved, err
 		}
 	}
 }

@@ -158,3 +158,12 @@ func TestUDPEndsWithContext(t *testing.T) {
 	expectEnd(t, f.client, io.EOF)
 	r.expectReason("drained")
 }
+
+func TestUDPServerRefuses(t *testing.T) {
+	r := newRig(t, realDial, echo, echoOnVIP)
+	f, pc := relayedUDP(t, r, t.Context())
+	_ = pc.Close() // its port is unreachable now
+	send(t, f.client, "hello")
+	expectEnd(t, f.client, io.EOF)
+	r.expectReason("upstream_reset")
+}
