@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A collector reads the state of the node when it is scraped, so that nothing
+// has to be counted twice.
+type collector struct{ m *Mesh }
+
+var (
+	descReady      = desc("ready", "1 when the node has an identity and a whole configuration.")
+	descConnected  = desc("xds_connected", "1 while the stream to istiod is up.")
+	descReconnects = desc("xds_reconnects_total", "Streams to istiod that were opened after the first.")
+	descRejected   = desc("xds_rejected", "Resources of istiod whose newest version could not be used.")
+	descSyncAge    = desc("xds_last_update_seconds", "Unix time of the last response of istiod.")
+	descExpiry     = desc("certificate_expiry_seconds", "Unix time at which the certificate ends.")
+	descIgnored    = desc("ignored_features", "Configured features that have no effect here.", "feature")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("nasp_tun_"+name, help, labels, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descReady, descConnected, descReconnects, descRejected, descSyncAge, descExpiry, descIgnored} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v int) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+	st := c.m.Status()
+	gauge(descReady, truth(st.Ready))
+	gauge(descConnected, truth(st.Istiod.Connected))
+	count(descReconnects, st.Istiod.Reconnects)
+	gauge(descRejected, float64(len(st.Istiod.Rejected)))
+	gauge(descSyncAge, unix(st.Istiod.LastUpdate))
+	gauge(descExpiry, unix(st.Identity.NotAfter))
+	for f, n := range st.Ignored {
+		gauge(descIgnored, float64(n), f)
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func unix(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1e3
+}
