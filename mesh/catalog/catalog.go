@@ -125,8 +125,6 @@ func (c *Catalog) SetClusters(set []*resource.Cluster, removed []string) {
 			c.leave(cell.Config)
 			c.join(cfg)
 		}
-		// Names of a DNS cluster are looked up elsewhere, and what was found
-		// must not be lost to a push that leaves them as they are.
 		if cfg.Discovery != resource.EDS && !sameEndpoints(cfg.Endpoints, cell.Config.Endpoints) {
 			cell.LB.SetEndpoints(cfg.Endpoints)
 		}
@@ -167,13 +165,23 @@ func (c *Catalog) leave(cfg *resource.Cluster) {
 }
 
 // SetEndpoints replaces the endpoints of the clusters that use them, at once
-// and without a Publish. Those in removed have no endpoints any more.
+// and without a Publish. Those in removed have no endpoints any more. Where
+// they are the last that a Snapshot waits for, it is published.
 func (c *Catalog) SetEndpoints(set []*resource.Endpoints, removed []string) {
 	for _, name := range removed {
 		c.assign(name, nil)
 	}
 	for _, e := range set {
 		c.assign(e.Name, e)
+	}
+	c.proceed()
+}
+
+// proceed publishes what waited for endpoints alone. The first Snapshot is
+// the caller's to publish.
+func (c *Catalog) proceed() {
+	if c.unanswered == 0 && c.snapshot.Load() != nil {
+		c.Publish()
 	}
 }
 
@@ -257,6 +265,7 @@ func (c *Catalog) Reject(eds, rds []string) {
 			c.dirty.routes = true
 		}
 	}
+	c.proceed()
 }
 
 // EDSNames lists the endpoints wanted now, sorted.

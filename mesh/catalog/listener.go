@@ -60,7 +60,7 @@ func newListener(cfg *resource.Listener) *Listener {
 		l.add(chain)
 		sniffed := m.TransportProtocol != "" || len(m.ServerNames) > 0 || len(m.ApplicationProtocols) > 0
 		l.tls = l.tls || cfg.TLSInspector && sniffed
-		l.http = l.http || cfg.HTTPInspector && slices.ContainsFunc(m.ApplicationProtocols, plaintextHTTP)
+		l.http = l.http || cfg.HTTPInspector && m.TransportProtocol != "tls" && slices.ContainsFunc(m.ApplicationProtocols, plaintextHTTP)
 	}
 	for _, p := range l.ports {
 		slices.SortFunc(p.bits4, func(a, b int) int { return b - a })
@@ -173,6 +173,7 @@ func (l *Listener) Match(dst netip.AddrPort, s *Sniff) *resource.FilterChain {
 }
 
 func (p *byPrefix) match(addr netip.Addr, s *Sniff) *resource.FilterChain {
+	name := strings.ToLower(s.ServerName) // does not allocate when nothing changes
 	lengths := p.bits4
 	if !addr.Is4() {
 		lengths = p.bits6
@@ -183,17 +184,17 @@ func (p *byPrefix) match(addr netip.Addr, s *Sniff) *resource.FilterChain {
 			continue
 		}
 		if names, ok := p.next[prefix]; ok {
-			return names.match(s)
+			return names.match(name, s)
 		}
 	}
-	return p.any.match(s)
+	return p.any.match(name, s)
 }
 
-func (names byServerName) match(s *Sniff) *resource.FilterChain {
-	if transports, ok := names[s.ServerName]; ok && s.ServerName != "" {
+func (names byServerName) match(name string, s *Sniff) *resource.FilterChain {
+	if transports, ok := names[name]; ok && name != "" {
 		return transports.match(s)
 	}
-	for name := s.ServerName; name != ""; {
+	for name != "" {
 		dot := strings.IndexByte(name[1:], '.')
 		if dot < 0 {
 			break
