@@ -104,8 +104,8 @@ func (s *session) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	typ := req.GetTypeUrl()
 	if req.GetResponseNonce() != "" {
 		delete(s.unacked, typ)
-		h.changed.Broadcast()
 	}
+	defer h.changed.Broadcast()
 	w := &watch{req: req, sub: sub, out: out}
 	// istiod answers the first request of each type on a stream even when it
 	// has nothing to say, and so tells that there is nothing.
@@ -240,17 +240,36 @@ func (h *hub) publish(version string, build func(dnsNamespace string) *view) {
 	}
 }
 
-// synced reports whether n clients have acknowledged all that they were sent.
+// synced reports whether n clients are there and all of them have asked for
+// everything that concerns them and acknowledged what they were sent.
 func (h *hub) synced(n int) bool {
-	ready := 0
 	for s := range h.sessions {
-		// A client has its first full set when it has asked for routes,
-		// which it learns of last.
-		if s.view != nil && len(s.unacked) == 0 && s.seen[resource.ListenerType] {
-			ready++
+		if s.view == nil || len(s.unacked) > 0 || !s.seen[resource.ClusterType] || !s.seen[resource.ListenerType] ||
+			!s.covers(resource.EndpointType) || !s.covers(resource.RouteType) {
+			return false
 		}
 	}
-	return ready >= n && ready == len(h.sessions)
+	return len(h.sessions) >= n
+}
+
+// covers reports whether the client wants every resource of a type that is
+// asked for by name. After a new cluster it takes a client one more request to
+// ask for its endpoints.
+func (s *session) covers(typ string) bool {
+	names := s.view.types[typ]
+	w := s.watches[typ]
+	if len(names) == 0 || w != nil && w.sub.IsWildcard() {
+		return true
+	}
+	for name := range names {
+		if w == nil {
+			return false
+		}
+		if _, ok := w.sub.SubscribedResources()[name]; !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // errNoNode is istiod's word for a first message that does not say who speaks.

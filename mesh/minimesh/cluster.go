@@ -40,8 +40,13 @@ const (
 // connectTimeout is the mesh's default.
 const connectTimeout = 10 * time.Second
 
-// passthroughIdle is how long istiod lets pass-through HTTP connections idle.
-const passthroughIdle = 5 * time.Minute
+// How long istiod lets HTTP connections idle that pass through and that carry
+// tunnels, and when it looks for clusters of tunnels that are not used.
+const (
+	passthroughIdle = 5 * time.Minute
+	tunnelIdle      = time.Hour
+	tunnelCleanup   = time.Minute
+)
 
 // cluster makes the outbound cluster of a service port.
 func (w *world) cluster(s *placed, p Port) *clusterpb.Cluster {
@@ -77,13 +82,7 @@ func (w *world) cluster(s *placed, p Port) *clusterpb.Cluster {
 	}
 	if p.Protocol == GRPC {
 		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: packed(&httppb.HttpProtocolOptions{
-			UpstreamProtocolOptions: &httppb.HttpProtocolOptions_ExplicitHttpConfig_{
-				ExplicitHttpConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig{
-					ProtocolConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
-						Http2ProtocolOptions: &corepb.Http2ProtocolOptions{},
-					},
-				},
-			},
+			UpstreamProtocolOptions: explicitHTTP2(&corepb.Http2ProtocolOptions{}),
 		})}
 	}
 	return c
@@ -105,38 +104,53 @@ func (w *world) mtls(s *placed, p Port) *corepb.TransportSocket {
 	if p.Protocol == GRPC {
 		alpn = append(alpn, "h2")
 	}
-	var sans []*matcherpb.StringMatcher
+	check := &tlspb.CertificateValidationContext{}
 	for _, san := range w.sans(s) {
-		sans = append(sans, &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Exact{Exact: san}})
+		m := &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Exact{Exact: san}}
+		//lint:ignore SA1019 istiod still sends the old field
+		check.MatchSubjectAltNames = append(check.MatchSubjectAltNames, m)
 	}
-	return &corepb.TransportSocket{
-		Name: transportTLS,
-		ConfigType: &corepb.TransportSocket_TypedConfig{TypedConfig: packed(&tlspb.UpstreamTlsContext{
-			Sni: sni(s, p),
-			CommonTlsContext: &tlspb.CommonTlsContext{
-				AlpnProtocols: alpn,
-				TlsParams: &tlspb.TlsParameters{
-					TlsMinimumProtocolVersion: tlspb.TlsParameters_TLSv1_2,
-					TlsMaximumProtocolVersion: tlspb.TlsParameters_TLSv1_3,
-				},
-				TlsCertificateSdsSecretConfigs: []*tlspb.SdsSecretConfig{overSDS("default")},
-				ValidationContextType: &tlspb.CommonTlsContext_CombinedValidationContext{
-					CombinedValidationContext: &tlspb.CommonTlsContext_CombinedCertificateValidationContext{
-						DefaultValidationContext: &tlspb.CertificateValidationContext{
-							//lint:ignore SA1019 istiod still sends the old field
-							MatchSubjectAltNames: sans,
-						},
-						ValidationContextSdsSecretConfig: overSDS("ROOTCA"),
-					},
-				},
+	return upstreamTLS(transportTLS, &tlspb.UpstreamTlsContext{
+		Sni:              sni(s, p),
+		CommonTlsContext: commonTLS(tlspb.TlsParameters_TLSv1_2, alpn, check),
+	})
+}
+
+func upstreamTLS(name string, c *tlspb.UpstreamTlsContext) *corepb.TransportSocket {
+	return &corepb.TransportSocket{Name: name, ConfigType: &corepb.TransportSocket_TypedConfig{TypedConfig: packed(c)}}
+}
+
+// commonTLS uses the certificate and the roots that the sidecar's agent holds.
+func commonTLS(lowest tlspb.TlsParameters_TlsProtocol, alpn []string, check *tlspb.CertificateValidationContext) *tlspb.CommonTlsContext {
+	return &tlspb.CommonTlsContext{
+		AlpnProtocols: alpn,
+		TlsParams: &tlspb.TlsParameters{
+			TlsMinimumProtocolVersion: lowest,
+			TlsMaximumProtocolVersion: tlspb.TlsParameters_TLSv1_3,
+		},
+		TlsCertificateSdsSecretConfigs: []*tlspb.SdsSecretConfig{overSDS("default")},
+		ValidationContextType: &tlspb.CommonTlsContext_CombinedValidationContext{
+			CombinedValidationContext: &tlspb.CommonTlsContext_CombinedCertificateValidationContext{
+				DefaultValidationContext:         check,
+				ValidationContextSdsSecretConfig: overSDS("ROOTCA"),
 			},
-		})},
+		},
+	}
+}
+
+// explicitHTTP2 is a cluster that is spoken to in HTTP/2 whatever the client
+// speaks.
+func explicitHTTP2(o *corepb.Http2ProtocolOptions) *httppb.HttpProtocolOptions_ExplicitHttpConfig_ {
+	return &httppb.HttpProtocolOptions_ExplicitHttpConfig_{
+		ExplicitHttpConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: o},
+		},
 	}
 }
 
 // builtinClusters are those that every sidecar has.
 func (w *world) builtinClusters() []*clusterpb.Cluster {
-	return []*clusterpb.Cluster{
+	out := []*clusterpb.Cluster{
 		{
 			Name:                 blackHoleCluster,
 			AltStatName:          blackHoleCluster + ";",
@@ -146,6 +160,10 @@ func (w *world) builtinClusters() []*clusterpb.Cluster {
 		passthrough(passthroughCluster, clusterExchange()),
 		withSource(passthrough(inboundPassthrough, nil)),
 	}
+	if w.ambient() {
+		out = append(out, w.tunnelCluster())
+	}
+	return out
 }
 
 // passthrough is a cluster that goes where the client wanted to go.
@@ -234,10 +252,10 @@ func (w *world) endpoint(s *placed, e Endpoint, addr netip.AddrPort) *endpointpb
 		md["envoy.transport_socket_match"] = object(map[string]any{"tlsMode": "istio"})
 	case HBONE:
 		md["envoy.transport_socket_match"] = object(map[string]any{"tunnel": "http"})
-		md["envoy.filters.listener.original_dst"] = object(map[string]any{"local": addr.String()})
+		md[originalDst] = object(map[string]any{"local": addr.String()})
 		ep.HostIdentifier = &endpointpb.LbEndpoint_Endpoint{Endpoint: &endpointpb.Endpoint{Address: &corepb.Address{
 			Address: &corepb.Address_EnvoyInternalAddress{EnvoyInternalAddress: &corepb.EnvoyInternalAddress{
-				AddressNameSpecifier: &corepb.EnvoyInternalAddress_ServerListenerName{ServerListenerName: "connect_originate"},
+				AddressNameSpecifier: &corepb.EnvoyInternalAddress_ServerListenerName{ServerListenerName: connectOriginate},
 				EndpointId:           addr.String(),
 			}},
 		}}}
@@ -303,7 +321,7 @@ func tunnel() *corepb.TransportSocket {
 		Name: transportInternal,
 		ConfigType: &corepb.TransportSocket_TypedConfig{TypedConfig: packed(&internalpb.InternalUpstreamTransport{
 			PassthroughMetadata: []*internalpb.InternalUpstreamTransport_MetadataValueSource{
-				{Kind: host, Name: "envoy.filters.listener.original_dst"},
+				{Kind: host, Name: originalDst},
 				{Kind: cluster, Name: "istio"},
 				{Kind: host, Name: "istio"},
 			},

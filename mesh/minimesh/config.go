@@ -162,6 +162,8 @@ const (
 	Alert Fault = "alert"
 	// Hangup ends the connection after the handshake.
 	Hangup Fault = "hangup"
+	// Mute neither reads nor writes after the handshake.
+	Mute Fault = "mute"
 )
 
 // DefaultServices returns the services of the demo.

@@ -12,6 +12,7 @@ import (
 	routerpb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmpb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	requestidpb "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
+	metadatapb "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	tracingpb "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	typepb "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -24,7 +25,7 @@ const filterHTTP = "envoy.filters.network.http_connection_manager"
 
 // httpManager is the HTTP side of an outbound listener, with every filter
 // that istiod puts into a plain sidecar.
-func httpManager(listener, routes string) *listenerpb.Filter {
+func (w *world) httpManager(listener, routes, namespace string) *listenerpb.Filter {
 	m := &hcmpb.HttpConnectionManager{
 		StatPrefix: "outbound_" + listener + ";",
 		RouteSpecifier: &hcmpb.HttpConnectionManager_Rds{Rds: &hcmpb.Rds{
@@ -54,10 +55,7 @@ func httpManager(listener, routes string) *listenerpb.Filter {
 			ClientSampling:  &typepb.Percent{Value: 100},
 			RandomSampling:  &typepb.Percent{Value: 1},
 			OverallSampling: &typepb.Percent{Value: 100},
-			CustomTags: []*tracingpb.CustomTag{{
-				Tag:  "istio.canonical_revision",
-				Type: &tracingpb.CustomTag_Literal_{Literal: &tracingpb.CustomTag_Literal{Value: "latest"}},
-			}},
+			CustomTags:      w.traceTags(namespace),
 		},
 		StreamIdleTimeout:            durationpb.New(0),
 		AccessLog:                    []*accesslogpb.AccessLog{accessLog()},
@@ -71,6 +69,41 @@ func httpManager(listener, routes string) *listenerpb.Filter {
 		})},
 	}
 	return &listenerpb.Filter{Name: filterHTTP, ConfigType: &listenerpb.Filter_TypedConfig{TypedConfig: packed(m)}}
+}
+
+// traceTags are the tags of a span: what the policies of a dry run would have
+// done, and who the client is.
+func (w *world) traceTags(namespace string) []*tracingpb.CustomTag {
+	var out []*tracingpb.CustomTag
+	for _, policy := range []string{"allow", "deny"} {
+		for _, kind := range [][2]string{{"policy.name", "effective_policy_id"}, {"policy.result", "engine_result"}} {
+			out = append(out, &tracingpb.CustomTag{
+				Tag: "istio.authorization.dry_run." + policy + "_" + kind[0],
+				Type: &tracingpb.CustomTag_Metadata_{Metadata: &tracingpb.CustomTag_Metadata{
+					Kind: &metadatapb.MetadataKind{Kind: &metadatapb.MetadataKind_Request_{Request: &metadatapb.MetadataKind_Request{}}},
+					MetadataKey: &metadatapb.MetadataKey{
+						Key: "envoy.filters.http.rbac",
+						Path: []*metadatapb.MetadataKey_PathSegment{{
+							Segment: &metadatapb.MetadataKey_PathSegment_Key{Key: "istio_dry_run_" + policy + "_shadow_" + kind[1]},
+						}},
+					},
+				}},
+			})
+		}
+	}
+	for _, tag := range [][2]string{
+		{"canonical_revision", "latest"},
+		{"canonical_service", "unknown"},
+		{"cluster_id", w.clusterID},
+		{"mesh_id", w.trustDomain}, // istiod's default
+		{"namespace", namespace},
+	} {
+		out = append(out, &tracingpb.CustomTag{
+			Tag:  "istio." + tag[0],
+			Type: &tracingpb.CustomTag_Literal_{Literal: &tracingpb.CustomTag_Literal{Value: tag[1]}},
+		})
+	}
+	return out
 }
 
 func httpFilter(name string, config *anypb.Any) *hcmpb.HttpFilter {

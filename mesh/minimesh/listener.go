@@ -45,8 +45,11 @@ var (
 
 // listeners makes the listeners of the world: one for each port that HTTP
 // services share, one for each TCP address, and the two virtual ones.
-func (w *world) listeners() []*listenerpb.Listener {
+func (w *world) listeners(namespace string) []*listenerpb.Listener {
 	out := []*listenerpb.Listener{w.virtualOutbound(), virtualInbound()}
+	if w.ambient() {
+		out = append(out, tunnelListener())
+	}
 	shared := map[uint16]bool{}
 	for i := range w.services {
 		s := &w.services[i]
@@ -55,10 +58,10 @@ func (w *world) listeners() []*listenerpb.Listener {
 			case HTTP, GRPC:
 				if !shared[p.Number] {
 					shared[p.Number] = true
-					out = append(out, w.httpListener(p.Number))
+					out = append(out, w.httpListener(p.Number, namespace))
 				}
 			case TCP, Auto:
-				out = append(out, w.ownListeners(s, p)...)
+				out = append(out, w.ownListeners(s, p, namespace)...)
 			}
 		}
 	}
@@ -67,10 +70,10 @@ func (w *world) listeners() []*listenerpb.Listener {
 
 // httpListener routes by Host for every service of a port; what is not HTTP
 // passes.
-func (w *world) httpListener(port uint16) *listenerpb.Listener {
+func (w *world) httpListener(port uint16, namespace string) *listenerpb.Listener {
 	l := outbound(listenerName(any4, port), w.anyAddress(), port)
 	l.ListenerFilters = httpInspector()
-	l.FilterChains = []*listenerpb.FilterChain{httpChain(l.GetName(), strconv.Itoa(int(port)))}
+	l.FilterChains = []*listenerpb.FilterChain{w.httpChain(l.GetName(), strconv.Itoa(int(port)), namespace)}
 	l.DefaultFilterChain = &listenerpb.FilterChain{
 		FilterChainMatch: &listenerpb.FilterChainMatch{},
 		Name:             "PassthroughFilterChain",
@@ -81,20 +84,20 @@ func (w *world) httpListener(port uint16) *listenerpb.Listener {
 
 // ownListeners are those of one service port: on its addresses, or one for
 // each pod of a headless service.
-func (w *world) ownListeners(s *placed, p Port) []*listenerpb.Listener {
+func (w *world) ownListeners(s *placed, p Port, namespace string) []*listenerpb.Listener {
 	if !s.Headless {
-		return []*listenerpb.Listener{w.ownListener(s, p, s.VIPs)}
+		return []*listenerpb.Listener{w.ownListener(s, p, s.VIPs, namespace)}
 	}
 	var out []*listenerpb.Listener
 	for i := range s.Endpoints {
 		if a, ok := s.where[i][p.Number]; ok {
-			out = append(out, w.ownListener(s, p, []netip.Addr{a.Addr()}))
+			out = append(out, w.ownListener(s, p, []netip.Addr{a.Addr()}, namespace))
 		}
 	}
 	return out
 }
 
-func (w *world) ownListener(s *placed, p Port, addrs []netip.Addr) *listenerpb.Listener {
+func (w *world) ownListener(s *placed, p Port, addrs []netip.Addr, namespace string) *listenerpb.Listener {
 	l := outbound(listenerName(addrs[0], p.Number), addrs, p.Number)
 	tcp := &listenerpb.FilterChain{
 		Filters:                       []*listenerpb.Filter{tcpProxy(clusterName(s, p))},
@@ -105,7 +108,7 @@ func (w *world) ownListener(s *placed, p Port, addrs []netip.Addr) *listenerpb.L
 		return l
 	}
 	l.ListenerFilters = httpInspector()
-	l.FilterChains = []*listenerpb.FilterChain{httpChain(l.GetName(), autoRouteName(s, p))}
+	l.FilterChains = []*listenerpb.FilterChain{w.httpChain(l.GetName(), autoRouteName(s, p), namespace)}
 	l.DefaultFilterChain = tcp
 	return l
 }
@@ -230,10 +233,10 @@ func httpInspector() []*listenerpb.ListenerFilter {
 }
 
 // httpChain is the chain of connections in which the inspector found HTTP.
-func httpChain(listener, routes string) *listenerpb.FilterChain {
+func (w *world) httpChain(listener, routes, namespace string) *listenerpb.FilterChain {
 	return &listenerpb.FilterChain{
 		FilterChainMatch:              &listenerpb.FilterChainMatch{TransportProtocol: "raw_buffer", ApplicationProtocols: slices.Clone(plainHTTP)},
-		Filters:                       []*listenerpb.Filter{httpManager(listener, routes)},
+		Filters:                       []*listenerpb.Filter{w.httpManager(listener, routes, namespace)},
 		TransportSocketConnectTimeout: durationpb.New(chainTimeout),
 	}
 }

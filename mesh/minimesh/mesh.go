@@ -4,11 +4,10 @@ package minimesh
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // firstVIP is where service addresses are given out from; a cluster's own
@@ -46,6 +46,7 @@ type Mesh struct {
 	outbound bool // the policy is REGISTRY_ONLY
 	gateway  *gateway
 	version  int
+	injected map[string]map[string]*anypb.Any
 
 	acceptMu sync.Mutex
 	accepts  []Accept
@@ -93,6 +94,7 @@ func New(cfg Config) (*Mesh, error) {
 		cfg: cfg, logger: cfg.Logger, authority: a, mint: newMint(),
 		services: map[string]*deployment{},
 		outbound: cfg.RegistryOnly,
+		injected: map[string]map[string]*anypb.Any{},
 	}
 	m.certTTL.Store(int64(cfg.CertTTL))
 	m.hub.changed = sync.NewCond(&m.hub.mu)
@@ -246,6 +248,11 @@ func (m *Mesh) freeVIP() netip.Addr {
 // publishLocked tells the clients of the present state; m.mu is held.
 func (m *Mesh) publishLocked() {
 	w := &world{registryOnly: m.outbound, trustDomain: m.cfg.TrustDomain, clusterID: m.cfg.ClusterID}
+	// The views of new clients are built later, without m.mu.
+	w.injected = map[string]map[string]*anypb.Any{}
+	for typ, set := range m.injected {
+		w.injected[typ] = maps.Clone(set)
+	}
 	if m.gateway != nil {
 		w.gateway = m.gateway.addr
 	}
@@ -258,8 +265,25 @@ func (m *Mesh) publishLocked() {
 	m.hub.publish(time.Now().UTC().Format(time.RFC3339)+"/"+strconv.Itoa(m.version), w.build)
 }
 
+// Inject puts a resource of any content in place of the mesh's own of that type
+// and name, or beside them; nil takes it away. It is how a client is tried with
+// what this package would never send.
+func (m *Mesh) Inject(typeURL, name string, body *anypb.Any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.injected[typeURL] == nil {
+		m.injected[typeURL] = map[string]*anypb.Any{}
+	}
+	if body == nil {
+		delete(m.injected[typeURL], name)
+	} else {
+		m.injected[typeURL][name] = body
+	}
+	m.publishLocked()
+}
+
 // WaitSynced waits until at least n clients are connected and all of them have
-// acknowledged everything that they were sent.
+// subscribed to everything and acknowledged what they were sent.
 func (m *Mesh) WaitSynced(ctx context.Context, n int) error {
 	return m.hub.wait(ctx, func() bool { return m.hub.synced(n) })
 }
@@ -284,126 +308,6 @@ func (h *hub) wait(ctx context.Context, done func() bool) error {
 			return fmt.Errorf("wait for clients: %w", err)
 		}
 		h.changed.Wait()
-	}
-	return nil
-}
-
-// NACKs returns what clients have refused so far.
-func (m *Mesh) NACKs() []NACK {
-	m.hub.mu.Lock()
-	defer m.hub.mu.Unlock()
-	return slices.Clone(m.hub.nacks)
-}
-
-// addrPort is the address of a TCP listener.
-func addrPort(a net.Addr) netip.AddrPort {
-	t := a.(*net.TCPAddr).AddrPort()
-	return netip.AddrPortFrom(t.Addr().Unmap(), t.Port())
-}
-
-// IstiodAddr is where istiod listens; it stays the same for life.
-func (m *Mesh) IstiodAddr() netip.AddrPort {
-	m.istiodMu.Lock()
-	defer m.istiodMu.Unlock()
-	return m.istiodAddr
-}
-
-// RootPEM is the trust bundle of the mesh.
-func (m *Mesh) RootPEM() []byte { return certPEM(m.authority.root.Raw) }
-
-// TrustDomain and ClusterID are those of the configuration.
-func (m *Mesh) TrustDomain() string { return m.cfg.TrustDomain }
-
-// ClusterID is the one that clients must name.
-func (m *Mesh) ClusterID() string { return m.cfg.ClusterID }
-
-// SPIFFE is the identity of a service account.
-func (m *Mesh) SPIFFE(namespace, account string) string {
-	return m.authority.spiffe(namespace, account)
-}
-
-// MintToken makes a token with which a service account can join.
-func (m *Mesh) MintToken(account, namespace string) string {
-	return m.Mint(Claims{ServiceAccount: account, Namespace: namespace})
-}
-
-// Mint makes a token of any kind.
-func (m *Mesh) Mint(c Claims) string {
-	if c.Audience == "" {
-		c.Audience = AudienceCA
-	}
-	if c.TTL == 0 {
-		c.TTL = m.cfg.TokenTTL
-	}
-	return m.mint.token(c)
-}
-
-// VerifyToken returns the service account that a token of this mesh speaks for.
-func (m *Mesh) VerifyToken(token, audience string) (account, namespace string, err error) {
-	return m.mint.verify(token, audience)
-}
-
-// RefuseTokens makes istiod refuse every token, or take them again.
-// Certificates stay good.
-func (m *Mesh) RefuseTokens(on bool) { m.refuseTokens.Store(on) }
-
-// SetCertTTL changes the life of the certificates that are signed from now on.
-func (m *Mesh) SetCertTTL(d time.Duration) { m.certTTL.Store(int64(d)) }
-
-// Signed counts the certificates that clients were given.
-func (m *Mesh) Signed() int64 { return m.signed.Load() }
-
-// IssueSPIFFE makes a key pair for an identity, for another server or client
-// of this mesh.
-func (m *Mesh) IssueSPIFFE(id string, ttl time.Duration) (KeyPair, error) {
-	c, err := m.authority.issue(names{uris: []string{id}}, ttl)
-	if err != nil {
-		return KeyPair{}, err
-	}
-	return m.authority.keyPair(c)
-}
-
-// IssueServer makes a certificate for a server known by DNS names and IP
-// addresses, that the mesh's root vouches for.
-func (m *Mesh) IssueServer(hosts ...string) (tls.Certificate, error) {
-	var n names
-	for _, h := range hosts {
-		if ip, err := netip.ParseAddr(h); err == nil {
-			n.ips = append(n.ips, ip)
-		} else {
-			n.dns = append(n.dns, h)
-		}
-	}
-	c, err := m.authority.issue(n, defaultCertTTL)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return *c, nil
-}
-
-// Endpoints returns where the endpoints of a service port listen, in order.
-func (m *Mesh) Endpoints(name, namespace string, port uint16) []netip.AddrPort {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	d := m.services[(&Service{Name: name, Namespace: namespace}).host()]
-	if d == nil {
-		return nil
-	}
-	var out []netip.AddrPort
-	for _, where := range d.placed().where {
-		if a, ok := where[port]; ok {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-// VIPs returns the addresses of a service.
-func (m *Mesh) VIPs(name, namespace string) []netip.Addr {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if d := m.services[(&Service{Name: name, Namespace: namespace}).host()]; d != nil {
-		return slices.Clone(d.VIPs)
 	}
 	return nil
 }

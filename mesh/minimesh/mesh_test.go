@@ -261,7 +261,7 @@ func TestFirstSync(t *testing.T) {
 		t.Errorf("cluster is %v of %q", c.GetType(), c.GetEdsClusterConfig().GetServiceName())
 	}
 
-	a.subscribe(endpointType, echoCluster, "outbound|1||gone.testing.svc.cluster.local")
+	a.subscribe(endpointType, echoCluster, "outbound|7070||"+echoHost, "outbound|9000||"+echoHost, "outbound|1||gone.testing.svc.cluster.local")
 	r = a.next()
 	if got := fmt.Sprint(r.GetRemovedResources()); got != "[outbound|1||gone.testing.svc.cluster.local]" {
 		t.Errorf("removed %s", got)

@@ -27,12 +27,9 @@ func (w *world) nameTable() *anypb.Any {
 		}
 		var pods []netip.Addr
 		for j := range s.Endpoints {
-			for _, p := range s.Ports {
-				if a, ok := s.where[j][p.Number]; ok {
-					pods = append(pods, a.Addr())
-					b = appendName(b, s, s.Endpoints[j].Name+"."+s.host(), []netip.Addr{a.Addr()})
-					break
-				}
+			if a, ok := s.pod(j); ok {
+				pods = append(pods, a)
+				b = appendName(b, s, s.Endpoints[j].Name+"."+s.host(), []netip.Addr{a})
 			}
 		}
 		b = appendName(b, s, s.host(), pods)

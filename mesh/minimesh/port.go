@@ -143,16 +143,21 @@ func (p *portServer) serve(t *tracked) {
 	case Silent:
 		<-t.done
 		return
-	case NoFault, Refuse, Alert, Hangup:
+	case NoFault, Refuse, Alert, Hangup, Mute:
 	}
 	c, isHTTP, err := p.decide(t, fault)
 	if err != nil {
 		p.w.mesh.logger.Debug("connection refused", "endpoint", p.w.name, "port", p.port.Number, "err", err)
 		return
 	}
-	if fault == Hangup {
+	switch fault {
+	case Hangup:
 		c.Close()
 		return
+	case Mute:
+		<-t.done
+		return
+	case NoFault, Refuse, Reset, Silent, Alert:
 	}
 	if !isHTTP {
 		p.serveTCP(c)

@@ -26,6 +26,8 @@ type world struct {
 	trustDomain  string
 	clusterID    string
 	gateway      netip.AddrPort // not valid: endpoints are reached directly
+	// injected resources stand in place of those of the same name.
+	injected map[string]map[string]*anypb.Any
 }
 
 // A placed service knows where its endpoints are.
@@ -106,13 +108,23 @@ func (w *world) build(dnsNamespace string) *view {
 			}
 		}
 	}
-	for _, l := range w.listeners() {
+	for _, l := range w.listeners(dnsNamespace) {
 		v.put(resource.ListenerType, l.GetName(), l)
 	}
 	for _, r := range w.routes(dnsNamespace) {
 		v.put(resource.RouteType, r.GetName(), r)
 	}
 	v.putAny(nameTableType, "", w.nameTable())
+	if w.ambient() {
+		for name, a := range w.addresses() {
+			v.putAny(addressType, name, a)
+		}
+	}
+	for typ, set := range w.injected {
+		for name, a := range set {
+			v.putAny(typ, name, a)
+		}
+	}
 	return v
 }
 

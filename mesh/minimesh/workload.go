@@ -156,7 +156,7 @@ func (w *workload) close() {
 // setFault changes how new connections are met.
 func (w *workload) setFault(f Fault) error {
 	switch f {
-	case NoFault, Refuse, Reset, Silent, Alert, Hangup:
+	case NoFault, Refuse, Reset, Silent, Alert, Hangup, Mute:
 	default:
 		return fmt.Errorf("unknown fault %q", f)
 	}
