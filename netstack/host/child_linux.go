@@ -25,7 +25,7 @@ type child struct {
 
 	running atomic.Bool   // told to become the program
 	ended   chan struct{} // closed by wait: the process has ended
-	done    chan struct{} // closed by wait: nothing is left to wait for
+	done    chan struct{} // closed by wait or reapOrphans: nothing is left to wait for
 	status  ExitStatus    // set before ended is closed
 	stop    chan struct{} // closed by stopLingering
 	once    sync.Once
@@ -65,6 +65,9 @@ func startChild(sock int, argv, env []string, linger bool) (*child, error) {
 	if err := <-started; err != nil {
 		c.wg.Wait()
 		return nil, explainClone(err, rootless, readFacts())
+	}
+	if linger {
+		c.wg.Go(c.reapOrphans)
 	}
 	return c, nil
 }
@@ -127,9 +130,19 @@ func (c *child) kill(sig syscall.Signal) error {
 	return unix.Kill(c.pid, sig)
 }
 
+// is reports whether pid is the program.
+func (c *child) is(pid int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.reaped && pid == c.pid
+}
+
 // wait follows the process to its end, on the thread that started it.
 func (c *child) wait() {
-	defer close(c.done)
+	if !c.linger {
+		defer close(c.done)
+	}
+	defer close(c.ended)
 	for {
 		// Stopped or ended, but not reaped yet.
 		var info unix.Siginfo
@@ -142,16 +155,11 @@ func (c *child) wait() {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			c.status = ExitStatus{Code: ExitSetup} // reaped by somebody else: no status to have
-			close(c.ended)
 			return
 		case ws.Stopped():
 			c.followStop()
 		case ws.Exited(), ws.Signaled():
 			c.status = exitStatus(ws)
-			close(c.ended)
-			if c.linger {
-				c.waitForOrphans()
-			}
 			return
 		}
 	}

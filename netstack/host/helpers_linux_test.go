@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,8 +40,9 @@ func miniExec(args []string) int {
 	flags.StringVar(&cfg.User, "user", "", "")
 	flags.BoolVar(&cfg.Linger, "linger", false, "")
 	flags.BoolVar(&cfg.IPv6, "ipv6", false, "")
-	ready := flags.String("ready", "", "file to make before the program runs")
-	hold := flags.Bool("hold", false, "never let the program run")
+	begin := flags.Bool("begin", false, "say so before anything is made")
+	plugins := flags.Bool("plugins", false, "run other children after the program")
+	hold := flags.Bool("hold", false, "say so, and never let the program run")
 	routes6 := flags.String("routes6", "", "comma-separated: on, off, or mesh addresses")
 	flags.Func("host-port", "", func(s string) error {
 		port, err := strconv.ParseUint(s, 10, 16)
@@ -51,8 +53,11 @@ func miniExec(args []string) int {
 		return 2
 	}
 	cfg.Args = flags.Args()
+	if *begin {
+		fmt.Println("begin")
+	}
 	cfg.Resolv = NewResolvers("").Config()
-	status, err := runMini(cfg, *ready, *hold, *routes6)
+	status, err := runMini(cfg, *hold, *plugins, *routes6)
 	var failed *ExecError
 	var interrupted *Interrupted
 	switch {
@@ -72,7 +77,7 @@ func miniExec(args []string) int {
 	return 0
 }
 
-func runMini(cfg ExecConfig, ready string, hold bool, routes6 string) (ExitStatus, error) {
+func runMini(cfg ExecConfig, hold, plugins bool, routes6 string) (ExitStatus, error) {
 	ctx := context.Background()
 	e, err := StartExec(ctx, cfg)
 	if err != nil {
@@ -86,16 +91,20 @@ func runMini(cfg ExecConfig, ready string, hold bool, routes6 string) (ExitStatu
 	}
 	var s sink
 	s.run(e)
-	if ready != "" {
-		if err := os.WriteFile(ready, []byte(strconv.Itoa(e.PID())), 0o644); err != nil {
-			return ExitStatus{}, err
-		}
+	if hold {
+		fmt.Println("holding")
+	} else if err := e.Start(ctx); err != nil {
+		e.Close()
+		return ExitStatus{}, err
 	}
-	if !hold {
-		if err := e.Start(ctx); err != nil {
-			e.Close()
-			return ExitStatus{}, err
+	if plugins {
+		<-e.Done()
+		for range 50 {
+			if err := exec.Command("true").Run(); err != nil {
+				return ExitStatus{}, err
+			}
 		}
+		fmt.Println("plugins ran")
 	}
 	status := e.Wait()
 	s.tun.Close()

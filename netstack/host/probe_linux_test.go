@@ -4,6 +4,7 @@ package host
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,10 +30,18 @@ func probe(args []string) int {
 		return countSignals(args[1:])
 	case "suspend":
 		return suspendSelf()
-	case "survivor": // told by SIGTERM that its parent is gone, tries the network
-		return survive(args[1])
+	case "survivor": // outlives its parent
+		survive()
+	case "cutoff":
+		fmt.Println(cutOff())
 	case "daemon": // counts connections to the given sockets on stdout
 		return fakeDaemon(args[1:])
+	case "marked":
+		d := Dialer{Mark: MarkOwn}
+		_, err := d.DialContext(context.Background(), "tcp", args[1])
+		fmt.Println(err)
+	case "watch6":
+		return watch6()
 	case "mount":
 		return tryMount(args[1], args[2])
 	case "die":
@@ -96,17 +105,24 @@ func suspendSelf() int {
 	return 3
 }
 
-// survive writes into a file what it finds after its parent's death.
-func survive(file string) int {
+// survive says what it finds after its parent's death.
+func survive() {
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM)
 	fmt.Println("ready")
 	<-term
-	_, err := net.Dial("udp", "10.96.0.10:53")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "%v", err), 0o666); err != nil {
-		return 1
+	fmt.Println(cutOff())
+}
+
+// cutOff connects until that fails; while a network is there it does not.
+func cutOff() error {
+	for {
+		c, err := net.Dial("udp", "10.96.0.10:53")
+		if err != nil {
+			return err
+		}
+		c.Close()
 	}
-	return 0
 }
 
 // fakeDaemon listens on unix sockets, runs what follows "--", and then prints how
@@ -178,6 +194,30 @@ func tryMount(way, path string) int {
 	return 0
 }
 
+// watch6 prints what WatchIPv6 says while the route comes and goes.
+func watch6() int {
+	ctx, cancel := context.WithCancel(context.Background())
+	steps := []string{"link set lo up", "-6 route add default dev lo", "-6 route del default dev lo"}
+	next := func() {
+		if len(steps) == 0 {
+			cancel()
+			return
+		}
+		if out, err := exec.Command("ip", strings.Fields(steps[0])...).CombinedOutput(); err != nil {
+			fmt.Println(steps[0], err, string(out))
+		}
+		steps = steps[1:]
+	}
+	next()
+	var d Dialer
+	err := d.WatchIPv6(ctx, func(on bool) {
+		fmt.Println(on)
+		next()
+	})
+	fmt.Println("ended", err)
+	return 0
+}
+
 // dieBy ends this process by the named signal with the kernel's own action.
 func dieBy(name string) int {
 	dieOf(unix.SignalNum(name))
@@ -191,7 +231,7 @@ func miniJob(args []string) int {
 	events, orders := os.NewFile(3, "events"), bufio.NewScanner(os.NewFile(4, "orders"))
 	unix.CloseOnExec(3)
 	unix.CloseOnExec(4)
-	signal.Ignore(unix.SIGTTOU, unix.SIGTTIN, unix.SIGTSTP)
+	signal.Ignore(unix.SIGTTOU) // a shell may take the terminal back
 	p, err := os.StartProcess(args[0], args, &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Foreground: true, Ctty: 0},

@@ -3,6 +3,7 @@
 package host
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
@@ -73,7 +74,9 @@ func (s *signals) pass(sig syscall.Signal, c *child) {
 	if (sig == unix.SIGINT || sig == unix.SIGQUIT) && inForeground() {
 		return // the terminal told the whole group; a second one means "at once"
 	}
-	_ = c.kill(sig)
+	if errors.Is(c.kill(sig), os.ErrProcessDone) {
+		c.stopLingering()
+	}
 }
 
 // inForeground reports whether our process group has the terminal, so that a key

@@ -36,44 +36,61 @@ func (c *child) followStop() {
 	_ = c.kill(unix.SIGCONT)
 }
 
-// waitForOrphans reaps what the program left behind, until no child is left or
-// stopLingering. Children of others in this process, as the plugins of a kubeconfig
-// are, belong to those who started them: one is reaped only when it has been
-// dead for a while.
-func (c *child) waitForOrphans() {
+// reapOrphans takes in, as the subreaper that we are, what the program leaves
+// behind, until the program has ended and no child is left, or stopLingering.
+//
+// Children of others in this process, as the plugins of a kubeconfig are, belong to
+// those who started them, and nothing tells them from orphans: so one is reaped only
+// when it has been dead for a while.
+func (c *child) reapOrphans() {
+	defer close(c.done)
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)
 	defer signal.Stop(died)
-	grace := time.NewTimer(orphanGrace)
-	defer grace.Stop()
-	dead := make(map[int]bool)
+	ended := c.ended
+	var (
+		seen    map[int]bool     // the dead children when the grace began
+		expired <-chan time.Time // the grace is over
+		dead    map[int]bool     // seen, after the grace
+	)
 	for {
-		left := 0
-		seen := make(map[int]bool)
-		for _, pid := range children(os.Getpid()) {
-			left++
-			if state, _, ok := procStat(pid); !ok || state != 'Z' {
-				continue
-			}
-			seen[pid] = true
-			if dead[pid] {
-				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
-				left--
-			}
-		}
-		if left == 0 {
+		living, zombies := c.orphans(dead)
+		if ended == nil && living+len(zombies) == 0 {
 			return
 		}
 		dead = nil
+		if expired == nil && len(zombies) > 0 {
+			seen, expired = zombies, time.NewTimer(orphanGrace).C
+		}
 		select {
 		case <-c.stop:
 			return
+		case <-ended:
+			ended = nil
 		case <-died:
-		case <-grace.C:
-			dead = seen
-			grace.Reset(orphanGrace)
+		case <-expired:
+			dead, expired = seen, nil
 		}
 	}
+}
+
+// orphans looks at our children besides the program and reaps those in dead. It
+// returns how many live, and which are dead and not reaped.
+func (c *child) orphans(dead map[int]bool) (living int, zombies map[int]bool) {
+	zombies = make(map[int]bool)
+	for _, pid := range children(os.Getpid()) {
+		state, _, ok := procStat(pid)
+		switch {
+		case !ok || c.is(pid):
+		case state != 'Z':
+			living++
+		case dead[pid]:
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		default:
+			zombies[pid] = true
+		}
+	}
+	return living, zombies
 }
 
 // children returns the processes whose parent is pid.
