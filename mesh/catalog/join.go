@@ -59,11 +59,13 @@ func newJoin(s *Snapshot, n node) *join {
 	return j
 }
 
-// claim makes an address one of the mesh's, with the clusters behind it.
-func (j *join) claim(a netip.Addr, cells ...*Cluster) {
+// claim makes an address one of the mesh's, with the clusters behind it. It
+// reports false for one that cannot be: http_proxy, for one, listens on
+// loopback, which is the host's own.
+func (j *join) claim(a netip.Addr, cells ...*Cluster) bool {
 	a = a.Unmap()
 	if !a.IsValid() || a.IsUnspecified() || a.IsLoopback() {
-		return // http_proxy listens on loopback; that is the host's own
+		return false
 	}
 	have := j.addresses.clusters[a]
 	for _, cell := range cells {
@@ -72,6 +74,7 @@ func (j *join) claim(a netip.Addr, cells ...*Cluster) {
 		}
 	}
 	j.addresses.clusters[a] = have
+	return true
 }
 
 // listener claims the addresses of a listener.
@@ -88,8 +91,7 @@ func (j *join) listener(l *Listener) {
 		if cells == nil {
 			cells = j.behind(l)
 		}
-		j.claim(a.Addr(), cells...)
-		if host := soleService(cells); host != "" {
+		if host := soleService(cells); j.claim(a.Addr(), cells...) && host != "" {
 			j.names.learn(host, a.Addr())
 		}
 	}
