@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "bench: needs root for network namespaces" >&2; exit 1; }
 scripts/setup.sh
 make -s build
-NASP_TUN_ENVOY=${NASP_TUN_ENVOY:-$PWD/.cache/envoy/bin/envoy}
-export NASP_TUN_ENVOY
+ENVOY_BIN=${ENVOY_BIN:-$PWD/.cache/envoy/bin/envoy}
+export ENVOY_BIN
 go build -o .cache/bench ./scripts/bench
 exec .cache/bench "$@"

@@ -19,7 +19,7 @@ need tcpdump tcpdump
 need ping iputils-ping
 need python3 python3
 need node nodejs
-need java default-jre-headless
+need javac default-jdk-headless
 need setpriv util-linux
 need wrk wrk
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

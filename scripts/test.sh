@@ -12,8 +12,8 @@ else
   echo "test: not root: tests that need it will skip and say so" >&2
 fi
 if [ -x .cache/envoy/bin/envoy ]; then
-  NASP_TUN_ENVOY=$PWD/.cache/envoy/bin/envoy
-  export NASP_TUN_ENVOY
+  ENVOY_BIN=$PWD/.cache/envoy/bin/envoy
+  export ENVOY_BIN
 fi
 make -s build
 # -p 1: packages that measure or fill the machine must not disturb each other.

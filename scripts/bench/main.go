@@ -13,7 +13,7 @@
 // of the same mesh. The two are measured one after the other in every round,
 // since the machine is never quiet: only the ratio of one run means anything.
 //
-// It must be root, and needs iperf3, nft and Envoy (NASP_TUN_ENVOY).
+// It must be root, and needs iperf3, nft and Envoy (ENVOY_BIN).
 package main
 
 import (
@@ -52,9 +52,9 @@ func main() {
 }
 
 func run(ctx context.Context, bin string, rounds, seconds int) error {
-	envoy := os.Getenv("NASP_TUN_ENVOY")
+	envoy := os.Getenv("ENVOY_BIN")
 	if envoy == "" {
-		return errors.New("NASP_TUN_ENVOY does not name an Envoy")
+		return errors.New("ENVOY_BIN does not name an Envoy")
 	}
 	dir, err := os.MkdirTemp("", "nasp-tun-bench")
 	if err != nil {
