@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -208,28 +209,57 @@ func (c *credential) works() {
 	c.last = nil
 }
 
+// verdictTimeout bounds the wait for an alert on a connection that is broken
+// already, where there is nothing to wait for.
+const verdictTimeout = time.Second
+
 // An istiodConn is a connection to istiod that keeps the reason if it ends
 // before a word was said. In TLS 1.3 a server judges the client's certificate
-// after the client has finished its handshake, so the verdict comes with the
-// first read.
+// after the client has finished its handshake: the verdict is an alert, behind
+// which the server closes, and it comes with the first read, or lies unread
+// when the first write fails.
 type istiodConn struct {
 	net.Conn
 	credential    *credential
 	byCertificate bool
-	spoken        bool // by the server; owned by Read
+	spoken        atomic.Bool // by the server
+	failed        sync.Once
 }
 
 // Read implements [net.Conn].
 func (c *istiodConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	switch {
-	case n > 0 && !c.spoken:
-		c.spoken = true
+	case n > 0 && !c.spoken.Swap(true):
 		c.credential.works()
-	case err != nil && remoteAlert(err):
-		err = c.credential.fail(ErrCertificateRefused, err)
-	case err != nil && !c.spoken:
-		err = c.credential.fail(ErrUnreachable, err)
+	case err != nil:
+		c.ended(err)
 	}
 	return n, err
+}
+
+// Write implements [net.Conn].
+func (c *istiodConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil && !c.spoken.Load() {
+		cause := err
+		_ = c.SetReadDeadline(time.Now().Add(verdictTimeout))
+		if _, rerr := c.Conn.Read(make([]byte, 1)); remoteAlert(rerr) {
+			cause = rerr
+		}
+		c.ended(cause)
+	}
+	return n, err
+}
+
+// ended notes why the connection ended, the first time.
+func (c *istiodConn) ended(err error) {
+	c.failed.Do(func() {
+		switch {
+		case remoteAlert(err):
+			_ = c.credential.fail(ErrCertificateRefused, err)
+		case !c.spoken.Load():
+			_ = c.credential.fail(ErrUnreachable, err)
+		}
+	})
 }

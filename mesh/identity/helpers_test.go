@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/nasp-tun/nasp-tun/mesh/identity"
@@ -183,25 +184,18 @@ func run(t testing.TB, f func(context.Context) error) {
 	})
 }
 
-// pipe returns two ends of a buffered connection in memory.
-func pipe(t testing.TB) (client, server net.Conn) {
-	t.Helper()
+// pipe returns two ends of a buffered connection in memory. It may be called
+// by a channel that outlives its test by a moment, and so knows no test.
+func pipe() (client, server net.Conn, err error) {
 	l := bufconn.Listen(64 << 10)
-	accepted := make(chan net.Conn, 1)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		c, err := l.Accept()
-		if err != nil {
-			t.Error(err)
-		}
-		accepted <- c
+	defer l.Close()
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		server, err = l.Accept()
+		return err
 	})
-	client, err := l.DialContext(t.Context())
-	must(t, err)
-	server = <-accepted
-	wg.Wait()
-	t.Cleanup(func() { _, _, _ = client.Close(), server.Close(), l.Close() })
-	return client, server
+	client, err = l.Dial()
+	return client, server, errors.Join(err, g.Wait())
 }
 
 // A logRecorder keeps what is logged at a level, by message.

@@ -50,30 +50,30 @@ func TestIstiodErrors(t *testing.T) {
 		{"nothing listens", func(_ *testing.T, s *state) {
 			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) { return nil, errAny }
 		}, identity.ErrUnreachable, codes.Unavailable},
-		{"hangs up", func(t *testing.T, s *state) {
+		{"hangs up", func(_ *testing.T, s *state) {
 			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
-				near, far := pipe(t)
-				return near, far.Close()
+				near, far, err := pipe()
+				return near, errors.Join(err, far.Close())
 			}
 		}, identity.ErrUnreachable, codes.Unavailable},
 		{"hangs up after the handshake", func(t *testing.T, s *state) {
+			var wg sync.WaitGroup
+			t.Cleanup(wg.Wait)
 			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
-				near, far := pipe(t)
-				var wg sync.WaitGroup
+				near, far, err := pipe()
 				wg.Go(func() {
 					c := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{s.cert}, NextProtos: []string{"h2"}})
 					_ = c.Handshake()
 					_ = c.Close()
 				})
-				t.Cleanup(wg.Wait)
-				return near, nil
+				return near, err
 			}
 		}, identity.ErrUnreachable, codes.Unavailable},
-		{"does not speak TLS", func(t *testing.T, s *state) {
+		{"does not speak TLS", func(_ *testing.T, s *state) {
 			s.cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
-				near, far := pipe(t)
-				_, err := far.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
-				return near, err
+				near, far, err := pipe()
+				_, werr := far.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+				return near, errors.Join(err, werr)
 			}
 		}, identity.ErrUnreachable, codes.Unavailable},
 		{"token refused", func(_ *testing.T, s *state) { s.tokens = nil }, identity.ErrTokenRefused, codes.Unauthenticated},
@@ -292,8 +292,8 @@ func TestSilentIstiod(t *testing.T) {
 		f := newIstiod(t, newAuthority(t))
 		cfg := f.config()
 		cfg.Dialer = func(context.Context, string, string) (net.Conn, error) {
-			near, _ := pipe(t)
-			return near, nil
+			near, _, err := pipe()
+			return near, err
 		}
 		began := time.Now()
 		ca, ads := ask(t, dial(t, cfg))

@@ -33,7 +33,8 @@ func shake(t testing.TB, s *identity.Store, p identity.Peer, srv server) outcome
 	t.Helper()
 	cfg, err := s.Client(p)
 	must(t, err)
-	near, far := pipe(t)
+	near, far, err := pipe()
+	must(t, err)
 	scfg := &tls.Config{
 		Certificates: []tls.Certificate{srv.cert},
 		ClientAuth:   tls.RequireAnyClientCert,
@@ -178,7 +179,8 @@ func TestExpiryBetweenConfigAndHandshake(t *testing.T) {
 		must(t, err)
 		elapse(2 * time.Hour)
 
-		near, far := pipe(t)
+		near, far, err := pipe()
+		must(t, err)
 		peer := tls.Server(far, &tls.Config{
 			Certificates: []tls.Certificate{a.pair(echoID, -time.Minute, time.Hour)},
 			ClientAuth:   tls.RequireAnyClientCert,

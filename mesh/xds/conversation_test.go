@@ -207,7 +207,7 @@ func (w *world) DeltaAggregatedResources(s discoverypb.AggregatedDiscoveryServic
 		case f := <-commands:
 			err = f(s)
 		case err = <-received:
-			w.say("= stream %d gone", n)
+			// Not in the transcript: it goes on beside the next stream.
 			wg.Wait()
 			return err
 		}
