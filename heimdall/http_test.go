@@ -195,14 +195,16 @@ func TestClientURL(t *testing.T) {
 	}
 }
 
+// answer always says the same.
+func answer(code int, media, body string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", media)
+		w.WriteHeader(code)
+		io.WriteString(w, body)
+	})
+}
+
 func TestClientErrors(t *testing.T) {
-	answer := func(code int, media, body string) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", media)
-			w.WriteHeader(code)
-			io.WriteString(w, body)
-		})
-	}
 	tests := []struct {
 		name   string
 		h      http.Handler

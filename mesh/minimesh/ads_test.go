@@ -292,7 +292,7 @@ func TestEndpointShapes(t *testing.T) {
 		{Name: "clear", Namespace: "testing", TLS: minimesh.Disabled, Ports: []minimesh.Port{{Number: 80, Protocol: minimesh.HTTP}}},
 		{
 			Name: "deep", Namespace: "testing", TLS: minimesh.HBONE, Ports: []minimesh.Port{{Number: 80, Protocol: minimesh.HTTP}},
-			Endpoints: []minimesh.Endpoint{{Address: addr("10.244.0.9")}},
+			Endpoints: []minimesh.Endpoint{{Address: addr("10.244.0.9")}, {}},
 		},
 	}})
 	a := laptopADS(t, m)
@@ -312,10 +312,19 @@ func TestEndpointShapes(t *testing.T) {
 	if in := deep.GetEndpoint().GetAddress().GetEnvoyInternalAddress(); in.GetServerListenerName() != "connect_originate" || in.GetEndpointId() != "10.244.0.9:80" {
 		t.Errorf("an endpoint behind HBONE is at %v", deep)
 	}
+	if got := fmt.Sprint(m.Endpoints("deep", "testing", 80)); got != "[10.244.0.9:80 10.244.0.11:80]" {
+		t.Errorf("endpoints behind HBONE at %s", got)
+	}
 
-	// A mesh with HBONE is an ambient one: it serves the workload API.
+	testAmbient(t, a)
+}
+
+// testAmbient looks at what a mesh with HBONE serves beside the rest: it is an
+// ambient one.
+func testAmbient(t *testing.T, a *ads) {
+	t.Helper()
 	a.subscribe(addressType)
-	r = a.next()
+	r := a.next()
 	var w istiopb.Address
 	for _, x := range r.GetResources() {
 		if x.GetName() == "Kubernetes//Pod/testing/deep-1" {
@@ -330,7 +339,6 @@ func TestEndpointShapes(t *testing.T) {
 	if p := w.GetWorkload(); p.GetTunnelProtocol() != istiopb.TunnelProtocol_HBONE || fmt.Sprint(p.GetAddresses()) != "[[10 244 0 9]]" {
 		t.Errorf("workload %v of %q", p, resourceNames(r))
 	}
-	// And its cluster is istiod's.
 	a.subscribe(clusterType)
 	got, want := byName(a.next())["connect_originate"], recorded(t, "envoy.config.cluster.v3.Cluster")["connect_originate"]
 	if d := diffAny(t, want, got); d != "" {

@@ -47,6 +47,8 @@ const (
 	defaultTokenTTL    = time.Hour
 	defaultAccount     = "default"
 	defaultEndpoints   = 2
+
+	firstPod = 10 // the last byte of the first pod address that is given out
 )
 
 // domain is the DNS domain of the cluster. Like a Kubernetes cluster's it has
@@ -102,7 +104,8 @@ const (
 	Permissive TLSMode = "permissive"
 	// Disabled is a workload without a sidecar: clear text only.
 	Disabled TLSMode = "disabled"
-	// HBONE is announced as reachable by tunnel only; nothing listens.
+	// HBONE is announced as reachable by tunnel only. Nothing listens; an
+	// endpoint without an address gets one of the pod range 10.244.0.0/24.
 	HBONE TLSMode = "hbone"
 )
 
@@ -244,6 +247,9 @@ func (s Service) complete() (Service, error) {
 		seen[e.Name] = true
 		if e.Weight == 0 {
 			e.Weight = 1
+		}
+		if s.TLS == HBONE && !e.Address.IsValid() {
+			e.Address = netip.AddrFrom4([4]byte{10, 244, 0, byte(firstPod + i)})
 		}
 		named[i] = e
 	}
