@@ -86,6 +86,9 @@ func (t *RouteTable) add(domain string, vh *resource.VirtualHost) {
 // parseVIP reads a domain that is an address, with or without a port: 0 is
 // none. IPv6 comes in brackets.
 func parseVIP(domain string) (netip.AddrPort, bool) {
+	if domain == "" {
+		return netip.AddrPort{}, false
+	}
 	if c := domain[len(domain)-1]; c != ']' && (c < '0' || c > '9') && !strings.Contains(domain, ":") {
 		return netip.AddrPort{}, false // most domains are names
 	}

@@ -133,6 +133,7 @@ func (s *Snapshot) Ignored() map[string]int {
 			count[n]++
 		}
 	}
+	add(s.table.Ignored)
 	for _, cell := range s.clusters {
 		add(cell.Config.Ignored)
 		if e := cell.LB.Endpoints(); e != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unique"
@@ -148,24 +147,23 @@ func hostPort(a *corev3.SocketAddress) (addr netip.AddrPort, host string, port u
 	return netip.AddrPortFrom(ip.Unmap(), port), "", port, nil
 }
 
-// stringMap reads metadata of plain values, as they are compared with each
-// other: a number or a truth value must not equal the string of its digits.
+// stringMap reads metadata as it is compared: a string by itself, all else by
+// its encoding, so that a number does not equal the string of its digits.
 func stringMap(s *structpb.Struct) map[string]string {
 	if len(s.GetFields()) == 0 {
 		return nil
 	}
 	m := make(map[string]string, len(s.GetFields()))
 	for k, v := range s.GetFields() {
-		switch v := v.GetKind().(type) {
-		case *structpb.Value_StringValue:
-			m[intern(k)] = intern(v.StringValue)
-		case *structpb.Value_BoolValue:
-			m[intern(k)] = "\x00" + strconv.FormatBool(v.BoolValue)
-		case *structpb.Value_NumberValue:
-			m[intern(k)] = "\x00" + strconv.FormatFloat(v.NumberValue, 'g', -1, 64)
-		default:
-			m[intern(k)] = "\x00" // a list or struct, which nothing here names
+		if str, ok := v.GetKind().(*structpb.Value_StringValue); ok {
+			m[intern(k)] = intern(str.StringValue)
+			continue
 		}
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(v)
+		if err != nil {
+			b = nil // it was just unmarshalled
+		}
+		m[intern(k)] = "\x00" + string(b)
 	}
 	return m
 }

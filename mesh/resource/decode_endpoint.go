@@ -87,6 +87,9 @@ func decodeEndpoints(cla *endpointv3.ClusterLoadAssignment) (*Endpoints, error) 
 func decodeEndpoint(lb *endpointv3.LbEndpoint, n *notes) (*Endpoint, error) {
 	n.rest("endpoint", lb, lbEndpointFields)
 	n.rest("endpoint", lb.GetEndpoint(), endpointFields)
+	if _, named := lb.GetHostIdentifier().(*endpointv3.LbEndpoint_EndpointName); named {
+		return nil, nil
+	}
 	ep := &Endpoint{
 		Hostname: intern(lb.GetEndpoint().GetHostname()),
 		Weight:   max(lb.GetLoadBalancingWeight().GetValue(), 1),

@@ -16,6 +16,8 @@ import (
 const (
 	defaultHTTPIdle   = time.Hour
 	defaultStreamIdle = 5 * time.Minute
+	// maxHeaderKiB is the most that Envoy lets a head be.
+	maxHeaderKiB = 8192
 )
 
 // hcmFields are understood; those of the last lines have no meaning on the way
@@ -24,7 +26,7 @@ var hcmFields = fields("codec_type", "http_filters", "rds", "route_config", "sco
 	"common_http_protocol_options", "http_protocol_options", "max_request_headers_kb", "stream_idle_timeout",
 	"request_timeout", "access_log", "use_remote_address", "generate_request_id", "preserve_external_request_id",
 	"upgrade_configs", "normalize_path", "merge_slashes", "path_with_escaped_slashes_action",
-	"forward_client_cert_details", "tracing", "strip_matching_host_port",
+	"forward_client_cert_details", "tracing",
 	"stat_prefix", "http2_protocol_options", "drain_timeout", "drain_timeout_jitter", "delayed_close_timeout",
 	"access_log_flush_interval", "flush_access_log_on_new_request", "access_log_options", "proxy_100_continue",
 	"server_name", "request_id_extension", "stream_error_on_invalid_http_message", "stream_flush_timeout",
@@ -36,7 +38,7 @@ func (c *FilterChain) httpManager(pb *hcmv3.HttpConnectionManager, n *notes) err
 	common, h1 := pb.GetCommonHttpProtocolOptions(), pb.GetHttpProtocolOptions()
 	n.rest("hcm", common, commonHTTPFields)
 	m := &HTTPManager{
-		MaxHeaderBytes:    int(pb.GetMaxRequestHeadersKb().GetValue()) * 1024,
+		MaxHeaderBytes:    int(min(pb.GetMaxRequestHeadersKb().GetValue(), maxHeaderKiB)) * 1024,
 		IdleTimeout:       duration(common.GetIdleTimeout(), defaultHTTPIdle),
 		StreamIdleTimeout: duration(pb.GetStreamIdleTimeout(), defaultStreamIdle),
 		RequestTimeout:    duration(pb.GetRequestTimeout(), 0),
@@ -67,7 +69,7 @@ func (c *FilterChain) httpManager(pb *hcmv3.HttpConnectionManager, n *notes) err
 		c.refuse("hcm.codec_type HTTP3", n)
 		return nil
 	}
-	if err := m.routes(pb, n); err != nil {
+	if err := m.routes(pb); err != nil {
 		return err
 	}
 	if m.Routes == nil && m.RouteName == "" {
@@ -79,7 +81,7 @@ func (c *FilterChain) httpManager(pb *hcmv3.HttpConnectionManager, n *notes) err
 }
 
 // routes reads where the routes are. Scoped ones leave both places empty.
-func (m *HTTPManager) routes(pb *hcmv3.HttpConnectionManager, n *notes) error {
+func (m *HTTPManager) routes(pb *hcmv3.HttpConnectionManager) error {
 	switch spec := pb.GetRouteSpecifier().(type) {
 	case *hcmv3.HttpConnectionManager_Rds:
 		m.RouteName = intern(spec.Rds.GetRouteConfigName())
@@ -94,9 +96,6 @@ func (m *HTTPManager) routes(pb *hcmv3.HttpConnectionManager, n *notes) error {
 		m.Routes = rc
 	case nil:
 		return fmt.Errorf("http connection manager without routes")
-	}
-	if pb.GetStripMatchingHostPort() || pb.GetStripAnyHostPort() {
-		n.add("hcm.strip_host_port")
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func decodeTLS(tls *tlsv3.UpstreamTlsContext) Transport {
 		strange.rest("tls", validation, validationFields)
 	}
 	if len(strange.names) > 0 {
-		return unsupported("TLS with %s", strange.done()[0])
+		return unsupported("TLS option %s", strange.done()[0])
 	}
 	t := Transport{Kind: IstioMTLS, Name: "tls", SNI: tls.GetSni(), ALPN: internAll(common.GetAlpnProtocols())}
 	for _, m := range validation.GetMatchSubjectAltNames() {
