@@ -24,6 +24,7 @@ type Conn struct {
 	peerID  string
 	alpn    string
 	closed  atomic.Bool
+	instant *instant // owned by the reader; made by ReadNow
 	release func() // gives the cluster's connection slot back; may be nil
 }
 
@@ -99,10 +100,15 @@ func (c *Conn) TLS() *tls.Conn { return c.tls }
 type wire struct {
 	net.Conn
 	eof atomic.Bool
+	now *instant // owned by the reader; nil: reads may wait
 }
 
 func (w *wire) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
+	read := w.Conn.Read
+	if w.now != nil {
+		read = w.now.read
+	}
+	n, err := read(b)
 	if err == io.EOF {
 		w.eof.Store(true)
 	}
