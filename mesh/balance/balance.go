@@ -22,6 +22,7 @@ package balance
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -116,10 +117,5 @@ func (c *Cluster) Pick(p *Pick) (*Host, error) {
 }
 
 func (p *Pick) tried(h *Host) bool {
-	for _, o := range p.Previous {
-		if h.Same(o) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.Previous, h.Same)
 }

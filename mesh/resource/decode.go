@@ -147,6 +147,13 @@ func hostPort(a *corev3.SocketAddress) (addr netip.AddrPort, host string, port u
 	return netip.AddrPortFrom(ip.Unmap(), port), "", port, nil
 }
 
+// commonMatches are what nearly every endpoint and cluster of a mesh carries:
+// one map serves them all.
+var commonMatches = map[[2]string]map[string]string{
+	{"tlsMode", "istio"}: {"tlsMode": "istio"},
+	{"tunnel", "http"}:   {"tunnel": "http"},
+}
+
 // stringMap reads metadata as it is compared: a string by itself, all else by
 // its encoding, so that a number does not equal the string of its digits.
 func stringMap(s *structpb.Struct) map[string]string {
@@ -156,6 +163,9 @@ func stringMap(s *structpb.Struct) map[string]string {
 	m := make(map[string]string, len(s.GetFields()))
 	for k, v := range s.GetFields() {
 		if str, ok := v.GetKind().(*structpb.Value_StringValue); ok {
+			if common := commonMatches[[2]string{k, str.StringValue}]; common != nil && len(s.GetFields()) == 1 {
+				return common
+			}
 			m[intern(k)] = intern(str.StringValue)
 			continue
 		}

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//lint:file-ignore SA1019 control planes still send the fields that Envoy has deprecated
+
 package resource
 
 import (

@@ -87,8 +87,8 @@ type HeaderMatch struct {
 }
 
 // HasValue reports whether the header's value matters, not its presence alone.
-func (m *HeaderMatch) HasValue() bool {
-	return m.HasExact || m.HasRange || m.Regex != nil || m.Prefix != "" || m.Suffix != "" || m.Contains != ""
+func (h *HeaderMatch) HasValue() bool {
+	return h.HasExact || h.HasRange || h.Regex != nil || h.Prefix != "" || h.Suffix != "" || h.Contains != ""
 }
 
 // RouteAction forwards to a cluster.
