@@ -3,6 +3,7 @@
 package resource
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -138,6 +139,9 @@ func duration(d *durationpb.Duration, def time.Duration) time.Duration {
 func hostPort(a *corev3.SocketAddress) (addr netip.AddrPort, host string, port uint16, err error) {
 	if a.GetPortValue() > 65535 || a.GetNamedPort() != "" {
 		return addr, "", 0, fmt.Errorf("address %q: port %d %q", a.GetAddress(), a.GetPortValue(), a.GetNamedPort())
+	}
+	if a.GetAddress() == "" {
+		return addr, "", 0, errors.New("empty address")
 	}
 	port = uint16(a.GetPortValue())
 	ip, perr := netip.ParseAddr(a.GetAddress())
