@@ -25,9 +25,9 @@ rule 'time.After leaks its timer in a loop and time.Sleep cannot be cancelled: u
 rule 'tests wait for events, never for time to pass' '\btime\.Sleep\(' ':(glob)**/*_test.go'
 rule 'addresses are netip' '\bnet\.(ParseIP|ParseCIDR|IPNet|IPMask)\b' "${code[@]}"
 rule 'any, not interface{}' 'interface\{\}'
-rule 'logging is slog, injected; printing is the command line'\''s' '\b(log\.(Print|Fatal|Panic)|fmt\.Print|slog\.Default)' "${code[@]}" ':!cmd'
-rule 'contexts are passed; only the program begins one' 'context\.(Background|TODO)\(' "${code[@]}" ':!cmd'
-rule 'the environment is read in one place' 'os\.(Getenv|LookupEnv|Environ)\(' "${code[@]}" ':!cmd/nasp-tun/config*.go'
+rule 'logging is slog, injected; printing is the command line'\''s' '\b(log\.(Print|Fatal|Panic)|fmt\.Print|slog\.Default)' "${code[@]}" ':!cmd' ':!scripts'
+rule 'contexts are passed; only the program begins one' 'context\.(Background|TODO)\(' "${code[@]}" ':!cmd' ':!scripts'
+rule 'the environment is read in one place' 'os\.(Getenv|LookupEnv|Environ)\(' "${code[@]}" ':!cmd/nasp-tun/config*.go' ':!scripts'
 rule 'sockets leave by host.Dialer alone' '\bnet\.(Dial|DialTimeout|DialTCP|DialUDP)\(|\bnet\.Dialer\{' "${code[@]}" ':!netstack/host'
 rule 'no init: start-up order is written in run.go' '^func init\(' "${code[@]}"
 rule 'a goroutine has an owner that waits for it: WaitGroup.Go or errgroup' '^\s*go (func|[a-zA-Z_.]+\()' "${code[@]}"

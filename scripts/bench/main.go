@@ -92,11 +92,11 @@ func measure(ctx context.Context, h *hosts, p *processes, rounds, seconds int) e
 			for range rounds {
 				a, err := h.viaEnvoy(ctx, p, streams, way, seconds)
 				if err != nil {
-					return fmt.Errorf("Envoy, %d streams %s: %w", streams, way, err)
+					return fmt.Errorf("through Envoy, %d streams %s: %w", streams, way, err)
 				}
 				b, err := h.viaTunnel(ctx, p, streams, way, seconds)
 				if err != nil {
-					return fmt.Errorf("nasp-tun, %d streams %s: %w", streams, way, err)
+					return fmt.Errorf("through nasp-tun, %d streams %s: %w", streams, way, err)
 				}
 				peer, ours = append(peer, a), append(ours, b)
 			}
