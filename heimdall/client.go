@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"time"
 )
 
@@ -154,6 +155,7 @@ func (c *Client) read(resp *http.Response) (Enrollment, error) {
 	if resp.StatusCode != http.StatusOK {
 		return Enrollment{}, &Error{
 			URL: c.url.Redacted(), Kind: kindOf(resp.StatusCode), Status: resp.StatusCode, Detail: detail(b),
+			RetryAfter: retryAfterOf(resp.Header),
 		}
 	}
 	if len(b) > maxAnswer {
@@ -164,6 +166,16 @@ func (c *Client) read(resp *http.Response) (Enrollment, error) {
 		return Enrollment{}, c.fail(ErrMalformed, err)
 	}
 	return e, nil
+}
+
+// retryAfterOf reads the seconds of Retry-After. Its other form, a date, no
+// server of this protocol sends.
+func retryAfterOf(h http.Header) time.Duration {
+	n, err := strconv.ParseUint(h.Get("Retry-After"), 10, 16)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(n) * time.Second
 }
 
 // detail is the message of a refusal, whose body is {"error": TEXT}.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 	"unicode"
 )
 
@@ -34,7 +35,9 @@ type Error struct {
 	Kind   error
 	Status int    // of the answer; 0: none came
 	Detail string // what the server says
-	Err    error
+	// RetryAfter is how long the server wants to be left alone; 0: no word.
+	RetryAfter time.Duration
+	Err        error
 }
 
 // Error implements error.

@@ -272,6 +272,19 @@ func TestClientPlainServer(t *testing.T) {
 	}
 }
 
+func TestRetryAfter(t *testing.T) {
+	srv, roots := serve(t, Handler(func(context.Context, string) (Enrollment, error) { return Enrollment{}, ErrThrottled }))
+	_, err := fetch(t, ClientConfig{URL: srv.URL, Roots: roots}, "a")
+	if got, want := retryAfterIn(err), 10*time.Second; got != want {
+		t.Errorf("wait %v, want %v", got, want)
+	}
+	for value, want := range map[string]time.Duration{"": 0, "3": 3 * time.Second, "-3": 0, "Wed, 21 Oct 2026 07:28:00 GMT": 0, "99999999": 0} {
+		if got := retryAfterOf(http.Header{"Retry-After": {value}}); got != want {
+			t.Errorf("%q: %v, want %v", value, got, want)
+		}
+	}
+}
+
 func TestFetchCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	c, err := NewClient(ClientConfig{URL: "https://heimdall", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {

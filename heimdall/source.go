@@ -133,7 +133,7 @@ func (s *Source) Run(ctx context.Context) error {
 	for {
 		wait := s.untilRefresh()
 		if _, err := s.LastError(); err != nil {
-			wait, retry = jitter(retry), min(2*retry, lastRetry)
+			wait, retry = max(jitter(retry), retryAfterIn(err)), min(2*retry, lastRetry)
 		} else {
 			retry = firstRetry
 		}
@@ -300,6 +300,16 @@ func halfLife(t Secret) time.Time {
 func pastHalf(t Secret, now time.Time) bool {
 	h := halfLife(t)
 	return h.IsZero() || !now.Before(h)
+}
+
+// retryAfterIn is the wait that a server asked for. It is held to lastRetry,
+// since a token may end before a longer one.
+func retryAfterIn(err error) time.Duration {
+	var e *Error
+	if errors.As(err, &e) {
+		return min(e.RetryAfter, lastRetry)
+	}
+	return 0
 }
 
 // jitter spreads a wait over half of it to all of it, so that many clients of

@@ -252,6 +252,18 @@ func TestSourceServerAway(t *testing.T) {
 	})
 }
 
+func TestSourceHeedsRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeServer{tokenLife: time.Hour}
+		running(t, f, SourceConfig{Token: NewSecret("opaque")})
+		f.setDown(&Error{Kind: ErrThrottled, RetryAfter: time.Minute})
+		later(35 * time.Minute)
+		if n := len(f.requests()); n < 5 || n > 7 { // one good, one at half an hour, then one a minute
+			t.Errorf("asked %d times in 35 minutes", n)
+		}
+	})
+}
+
 func TestSourceFirstErrorIsTold(t *testing.T) {
 	f := &fakeServer{down: ErrUnauthorized}
 	s, err := NewSource(SourceConfig{Fetch: f.fetch, Token: NewSecret("a")})

@@ -336,9 +336,19 @@ func TestOwnAddress(t *testing.T) {
 	if got, want := m.Endpoints("echo", "testing", 80)[0].String(), "127.0.0.41:8080"; got != want {
 		t.Errorf("listens on %s, want %s", got, want)
 	}
-	code, _ := get(t, httpClient(t, m.Endpoints("echo", "testing", 80)[0], client(t, m, laptopCert(t, m), alpnHTTP)), "http://echo.testing")
+	cfg := client(t, m, laptopCert(t, m), alpnHTTP)
+	code, _ := get(t, httpClient(t, m.Endpoints("echo", "testing", 80)[0], cfg), "http://echo.testing")
 	if code != http.StatusOK {
 		t.Errorf("status %d", code)
+	}
+	// It may change there.
+	s.Endpoints = []minimesh.Endpoint{{Address: s.Endpoints[0].Address, Identity: "spiffe://cluster.local/ns/testing/sa/new"}}
+	if err := m.SetService(s); err != nil {
+		t.Fatal(err)
+	}
+	c := mustConnect(t, m.Endpoints("echo", "testing", 80)[0], cfg)
+	if got := c.ConnectionState().PeerCertificates[0].URIs[0].String(); got != s.Endpoints[0].Identity {
+		t.Errorf("is %s, want %s", got, s.Endpoints[0].Identity)
 	}
 }
 
@@ -362,5 +372,22 @@ func TestClose(t *testing.T) {
 	}
 	if m.SetService(minimesh.DefaultServices()[0]) == nil || m.StartIstiod() == nil {
 		t.Error("a closed mesh opens something")
+	}
+}
+
+// A client that comes back may resume its session, and is known all the same.
+func TestResumption(t *testing.T) {
+	m := start(t, minimesh.Config{})
+	cfg := client(t, m, laptopCert(t, m), alpnTCP)
+	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for range 2 {
+		// The ticket comes with the first bytes.
+		if got := speaks(t, mustConnect(t, m.Endpoints("echo", "testing", 9000)[0], cfg)); got != "tcp" {
+			t.Errorf("speaks %s", got)
+		}
+	}
+	a := m.Accepts()
+	if len(a) != 2 || a[0].Resumed || !a[1].Resumed || a[1].Peer != laptop {
+		t.Errorf("accepted %+v", a)
 	}
 }

@@ -45,6 +45,9 @@ func (p *portServer) serveTCP(c net.Conn) {
 	if w, ok := c.(interface{ CloseWrite() error }); ok {
 		w.CloseWrite()
 	}
+	// Closing with bytes unread would be a reset, and could overtake what
+	// was sent last.
+	io.Copy(io.Discard, c)
 }
 
 // plain hides ReadFrom and WriteTo, so that copies use the buffer given.

@@ -38,6 +38,8 @@ func (m *Mesh) newDeployment(s Service, old *deployment) (*deployment, error) {
 				}
 				d.workloads[e.Name] = w
 				continue
+			} else if w != nil && w.address.IsValid() {
+				w.close() // the new one may want the same sockets
 			}
 		}
 		if err := want.open(); err != nil {
