@@ -17,10 +17,10 @@ import (
 // stage2Verb is the hidden verb by which the program starts itself inside.
 const stage2Verb = "__exec"
 
-// maxMessage bounds one message on the control socket. A plan holds a
-// resolv.conf, two short lists and numbers; arguments and environment do not
-// travel here but as stage 2's own, byte by byte and under the kernel's limit.
-const maxMessage = 64 << 10
+// maxMessage bounds one message on the control socket. A plan holds a resolv.conf (of
+// maxResolvConf, in base64), two short lists and numbers; arguments and environment
+// do not travel here but as stage 2's own, byte by byte and under the kernel's limit.
+const maxMessage = 128 << 10
 
 // goMessage tells stage 2 to become the program.
 const goMessage = "go"

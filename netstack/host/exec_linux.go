@@ -39,7 +39,7 @@ type Exec struct {
 	control *net.UnixConn
 	child   *child
 	signals *signals
-	close   sync.Once
+	once    sync.Once // Close
 
 	mu     sync.Mutex
 	ipv6   bool                    // the default route stands
@@ -275,12 +275,15 @@ func (e *Exec) Signal(sig syscall.Signal) error { return e.child.kill(sig) }
 // caller has not taken over. It waits for everything that StartExec began.
 func (e *Exec) Close() error {
 	var errs []error
-	e.close.Do(func() {
+	e.once.Do(func() {
 		e.signals.stop()
 		_ = e.child.kill(unix.SIGKILL)
 		e.child.stopLingering()
 		errs = append(errs, e.control.Close())
 		e.child.wg.Wait()
+		if e.child.linger {
+			_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+		}
 		for _, c := range e.stubUDP {
 			errs = append(errs, ignoreClosed(c.Close()))
 		}

@@ -3,12 +3,12 @@
 package host
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -204,6 +204,9 @@ func TestHostPort(t *testing.T) {
 		if got := w.ok(t, fmt.Sprintf("$EXEC --host-port %d %s", port, dial)); got != "the host's own" {
 			t.Errorf("got %q", got)
 		}
+		if got := w.ok(t, "$EXEC --host-port 80 -- cat /proc/sys/net/ipv4/ip_unprivileged_port_start"); got != "1024" {
+			t.Errorf("low ports stayed open: %s", got)
+		}
 		if got := w.ok(t, "$EXEC "+dial); !strings.Contains(got, "connection refused") {
 			t.Errorf("without --host-port: %q", got)
 		}
@@ -277,46 +280,81 @@ func TestTenAtOnce(t *testing.T) {
 	})
 }
 
-// TestHostIsLeftAlone runs as root in the host's own mount namespace.
+// TestHostIsLeftAlone runs as root on a host whose mounts are shared, as systemd makes
+// them, and looks at it before, while the program runs, and after.
 func TestHostIsLeftAlone(t *testing.T) {
 	needRoot(t)
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := hostState(t)
-	cmd := exec.CommandContext(t.Context(), exe, "mini-exec", "--", "sh", "-c", "mount -t tmpfs none /mnt; cat /etc/resolv.conf")
-	r := runCmd(t, cmd)
-	if r.status != 0 || !strings.Contains(r.out, "nameserver 192.0.0.1") {
-		t.Fatalf("ended with %v\n%s\n%s", exitWords(r.status), r.out, r.err)
-	}
-	if diff := cmp.Diff(before, hostState(t)); diff != "" {
-		t.Error(diff)
+	got := worlds[0].ok(t, `mount --make-rshared /
+		exec unshare -n --propagation unchanged sh -euc '
+			ip link set lo up; ip addr add 10.9.9.9/32 dev lo
+			mkdir -m 777 /mnt/t; mkfifo /mnt/t/up /mnt/t/go
+			state() {
+				cut -d" " -f3- /proc/self/mountinfo; cat /etc/resolv.conf /etc/nsswitch.conf
+				ip -o link; ip -o addr; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule
+				cat /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_unprivileged_port_start
+				ls /tmp /run /dev | grep nasp || :
+			}
+			state >/mnt/t/before
+			$EXEC -- sh -c "mount -t tmpfs none /srv; cat /etc/resolv.conf | sed -n 2p; echo >/mnt/t/up; read x </mnt/t/go" &
+			read x </mnt/t/up
+			state >/mnt/t/during
+			echo >/mnt/t/go
+			wait
+			state >/mnt/t/after
+			sed -i "/nasp-tun-demo/d" /mnt/t/before /mnt/t/during /mnt/t/after
+			diff /mnt/t/before /mnt/t/during; diff /mnt/t/before /mnt/t/after'`)
+	if want := "nameserver 192.0.0.1"; got != want {
+		t.Errorf("got\n%s", got)
 	}
 }
 
-// hostState is what a private network must not change.
-func hostState(t *testing.T) map[string]string {
-	t.Helper()
-	state := make(map[string]string)
-	for _, file := range []string{"/proc/self/mountinfo", ResolvConfPath, nsswitchPath, "/proc/sys/net/ipv4/ping_group_range"} {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			text = []byte(err.Error())
-		}
-		state[file] = string(text)
+func TestTooLong(t *testing.T) {
+	needRoot(t)
+	_, err := StartExec(t.Context(), ExecConfig{Args: []string{"true"}, Env: []string{"LONG=" + strings.Repeat("x", 1<<20)}})
+	var e *ExecError
+	if !errors.As(err, &e) || e.Code != ExitNotExecutable || !errors.Is(err, unix.E2BIG) {
+		t.Errorf("got %v", err)
 	}
-	for _, what := range []string{"link", "addr", "route", "-6 route", "rule"} {
-		out, err := exec.CommandContext(t.Context(), "ip", append([]string{"-o"}, strings.Fields(what)...)...).Output()
+	many := make([]uint16, maxHostPorts+1)
+	if _, err := StartExec(t.Context(), ExecConfig{Args: []string{"true"}, HostPorts: many}); !errors.As(err, &e) || e.Code != ExitSetup {
+		t.Errorf("got %v", err)
+	}
+	if _, err := StartExec(t.Context(), ExecConfig{}); !errors.As(err, &e) || e.Code != ExitNotFound {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestGivenUp: a set-up that is not wanted any more leaves nothing, and neither does
+// one whose program was never started.
+func TestGivenUp(t *testing.T) {
+	needRoot(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cfg := ExecConfig{Args: []string{"true"}, Resolv: NewResolvers("").Config()}
+	if _, err := StartExec(ctx, cfg); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	for _, linger := range []bool{false, true} {
+		cfg.Linger = linger
+		e, err := StartExec(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		state[what] = string(out)
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		<-e.Done()
+		if got := e.Wait(); got.Signal != unix.SIGKILL {
+			t.Errorf("ended with %v", got)
+		}
+		if err := e.SetIPv6(true); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("SetIPv6 after Close: %v", err)
+		}
+		if err := e.Signal(unix.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("Signal after the end: %v", err)
+		}
+		if err := e.Close(); err != nil {
+			t.Errorf("twice: %v", err)
+		}
 	}
-	left, err := filepath.Glob(os.TempDir() + "/*nasp-tun*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	state["files"] = strings.Join(left, " ")
-	return state
 }

@@ -184,7 +184,7 @@ func execvp(argv, env []string) error {
 		path = defaultPath
 	}
 	var denied error
-	for _, dir := range strings.Split(path, ":") {
+	for dir := range strings.SplitSeq(path, ":") {
 		file := dir + "/" + name
 		if dir == "" {
 			file = "./" + name
