@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/nasp-tun/nasp-tun/netstack"
 	"github.com/nasp-tun/nasp-tun/netstack/netstacktest"
@@ -65,10 +66,12 @@ func FuzzPacket(f *testing.F) {
 		if err := c.Inject(probe); err != nil {
 			t.Fatal(err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
 		for {
-			m, err := c.NextICMP(t.Context())
+			m, err := c.NextICMP(ctx)
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("no answer after the packet: %v", err)
 			}
 			if m.Src == there && m.Type == 0 {
 				return

@@ -134,7 +134,7 @@ func TestConnectionRateIsSteady(t *testing.T) {
 	if testing.Short() {
 		n = 10_000
 	}
-	refs.SetLeakMode(refs.NoLeakChecking) // it records a stack for each object
+	refs.SetLeakMode(refs.NoLeakChecking)                   // it records a stack for each object
 	t.Cleanup(func() { refs.SetLeakMode(refs.LeaksPanic) }) // once the objects of this test are gone
 	c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) {
 		conn.CloseWrite() // first, so that TIME_WAIT is ours

@@ -254,7 +254,6 @@ func TestOrderlyEndIsNoReset(t *testing.T) {
 // A client that gives up before the decision is told to the handler.
 func TestClientGivesUp(t *testing.T) {
 	t.Parallel() // it waits for seconds
-	src := netip.AddrPortFrom(netstacktest.Addr4, 40000)
 	pending, gone := make(chan struct{}, 8), make(chan error, 8)
 	c, s := start(t, handler{tcp: func(_ context.Context, f *netstack.TCPFlow) {
 		pending <- struct{}{}
@@ -264,6 +263,7 @@ func TestClientGivesUp(t *testing.T) {
 	}}, netstacktest.Options{}, netstack.Limits{})
 
 	t.Run("reset", func(t *testing.T) {
+		src := netip.AddrPortFrom(netstacktest.Addr4, 40000)
 		c.SendTCP(netstacktest.Segment{Src: src, Dst: service4, Seq: 1000, SYN: true})
 		<-pending
 		c.SendTCP(netstacktest.Segment{Src: src, Dst: service4, Seq: 1001, RST: true})
@@ -272,6 +272,7 @@ func TestClientGivesUp(t *testing.T) {
 		}
 	})
 	t.Run("another connection from the same port", func(t *testing.T) {
+		src := netip.AddrPortFrom(netstacktest.Addr4, 40001)
 		c.SendTCP(netstacktest.Segment{Src: src, Dst: service4, Seq: 2000, SYN: true})
 		<-pending
 		c.SendTCP(netstacktest.Segment{Src: src, Dst: service4, Seq: 3000, SYN: true})
@@ -280,6 +281,7 @@ func TestClientGivesUp(t *testing.T) {
 		}
 	})
 	t.Run("silence", func(t *testing.T) {
+		src := netip.AddrPortFrom(netstacktest.Addr4, 40002)
 		c.SendTCP(netstacktest.Segment{Src: src, Dst: service4, Seq: 4000, SYN: true})
 		<-pending
 		if err := <-gone; !errors.Is(err, netstack.ErrClientGone) {

@@ -3,7 +3,9 @@
 package netstacktest
 
 import (
+	"errors"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +37,10 @@ func packetPair(tb testing.TB) (theirs, ours, raw int) {
 
 func closeDescriptor(fd int) { _ = unix.Close(fd) }
 
+// injectWait is how long Inject waits for room before it calls the stack under
+// test stuck.
+const injectWait = 20 * time.Second
+
 // Inject sends bytes as they are to the stack under test: the vnet header, if
 // the device has one, and a packet. It waits for room.
 func (c *Client) Inject(p []byte) error {
@@ -43,8 +49,12 @@ func (c *Client) Inject(p []byte) error {
 		if err != unix.EAGAIN {
 			return err
 		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(c.raw), Events: unix.POLLOUT}}, -1); err != nil && err != unix.EINTR {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.raw), Events: unix.POLLOUT}}, int(injectWait.Milliseconds()))
+		if err != nil && err != unix.EINTR {
 			return err
+		}
+		if n == 0 {
+			return errors.New("the stack under test does not read")
 		}
 	}
 }
