@@ -4,11 +4,13 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nasp-tun/nasp-tun/mesh/catalog"
@@ -16,6 +18,7 @@ import (
 	"github.com/nasp-tun/nasp-tun/mesh/resource"
 	"github.com/nasp-tun/nasp-tun/mesh/telemetry"
 	"github.com/nasp-tun/nasp-tun/mesh/upstream"
+	"github.com/nasp-tun/nasp-tun/mesh/upstream/upstreamtest"
 )
 
 // A socketFlow is an accepted kernel connection that plays a captured one.
@@ -36,16 +39,32 @@ func (f socketFlow) Abort() {
 	_ = f.Close()
 }
 
-func benchProxy(b *testing.B, c *catalog.Catalog, dial upstream.DialFunc) *proxy.Proxy {
+func benchTelemetry(b *testing.B) *telemetry.Telemetry {
 	b.Helper()
 	tel, err := telemetry.New(telemetry.Config{})
 	if err != nil {
 		b.Fatal(err)
 	}
+	return tel
+}
+
+func benchProxy(b *testing.B, endpoint string, dial upstream.DialFunc) *proxy.Proxy {
+	b.Helper()
 	return proxy.New(proxy.Config{
-		Catalog: c, Telemetry: tel, Passthrough: dial,
-		Upstream: upstream.New(upstream.Config{Dial: dial}),
+		Catalog:   benchMesh(static("echo", endpoint)),
+		Telemetry: benchTelemetry(b),
+		Upstream:  upstream.New(upstream.Config{Dial: dial}),
 	})
+}
+
+// benchMesh has one service, at vip.
+func benchMesh(echo *resource.Cluster) *catalog.Catalog {
+	c := catalog.New()
+	c.SetClusters([]*resource.Cluster{echo}, nil)
+	c.SetListeners([]*resource.Listener{listener(vip, tcpChain(to("echo")))}, nil)
+	c.SetNames(&resource.NameTable{})
+	c.Publish()
+	return c
 }
 
 func socketDial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -73,7 +92,7 @@ func BenchmarkRelay(b *testing.B) {
 			var relaying sync.WaitGroup
 			if way == "relayed" {
 				front := listen(b)
-				p := benchProxy(b, meshFor(b, sink.Addr().(*net.TCPAddr).AddrPort()), socketDial)
+				p := benchProxy(b, sink.Addr().String(), socketDial)
 				relaying.Go(func() {
 					c, err := front.Accept()
 					if err != nil {
@@ -115,16 +134,6 @@ func listen(b *testing.B) net.Listener {
 	return l
 }
 
-func meshFor(b *testing.B, endpoint netip.AddrPort) *catalog.Catalog {
-	b.Helper()
-	c := catalog.New()
-	c.SetClusters([]*resource.Cluster{static("echo", endpoint.String())}, nil)
-	c.SetListeners([]*resource.Listener{listener(vip, tcpChain(to("echo")))}, nil)
-	c.SetNames(&resource.NameTable{})
-	c.Publish()
-	return c
-}
-
 // BenchmarkIdleFlow reports what a flow costs here that does nothing: its
 // connections, which are fakes, included.
 func BenchmarkIdleFlow(b *testing.B) {
@@ -133,7 +142,7 @@ func BenchmarkIdleFlow(b *testing.B) {
 		_, ours := newPair("", nil)
 		return ours, nil
 	}
-	p := benchProxy(b, meshFor(b, netip.MustParseAddrPort("10.0.0.1:1")), dial)
+	p := benchProxy(b, "10.0.0.1:1", dial)
 	var heap, stack uint64
 	for b.Loop() {
 		ctx, cancel := context.WithCancel(b.Context())
@@ -181,4 +190,69 @@ func (f *idleFlow) Accept() (proxy.Conn, error) {
 func (f *idleFlow) Read(b []byte) (int, error) {
 	f.once.Do(f.opened)
 	return f.memConn.Read(b)
+}
+
+// BenchmarkDownload moves bytes from a workload behind mutual TLS to the
+// client, and reports how large the pieces are that reach the client's
+// connection: each becomes a packet of the tunnel.
+func BenchmarkDownload(b *testing.B) {
+	ca := upstreamtest.NewAuthority(b)
+	var serving sync.WaitGroup
+	back, front := listen(b), listen(b)
+	serving.Go(func() {
+		c, err := back.Accept()
+		if err != nil {
+			return
+		}
+		s := tls.Server(c, ca.Server("spiffe://cluster.local/ns/testing/sa/default"))
+		defer s.Close()
+		piece := make([]byte, 128<<10)
+		for err == nil { // until the client ends
+			_, err = s.Write(piece)
+		}
+	})
+	echo := static("echo", back.Addr().String())
+	echo.Transport = resource.Transport{Kind: resource.IstioMTLS, SNI: "echo", ALPN: []string{"istio"}}
+	p := proxy.New(proxy.Config{
+		Catalog:   benchMesh(echo),
+		Telemetry: benchTelemetry(b),
+		Upstream:  upstream.New(upstream.Config{Dial: socketDial, Identity: ca.Store(0)}),
+	})
+	var writes, bytes atomic.Int64
+	serving.Go(func() {
+		c, err := front.Accept()
+		if err != nil {
+			return
+		}
+		p.ServeTCP(b.Context(), countedFlow{socketFlow{c.(*net.TCPConn), netip.MustParseAddrPort(vip)}, &writes, &bytes})
+	})
+	c, err := socketDial(b.Context(), "tcp", front.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	buf := make([]byte, 128<<10)
+	b.SetBytes(int64(len(buf)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := io.ReadFull(c, buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+	socketFlow{TCPConn: c.(*net.TCPConn)}.Abort()
+	serving.Wait()
+	b.ReportMetric(float64(bytes.Load())/float64(writes.Load()), "B/write")
+}
+
+// A countedFlow counts what is written to the client.
+type countedFlow struct {
+	socketFlow
+	writes, bytes *atomic.Int64
+}
+
+func (f countedFlow) Accept() (proxy.Conn, error) { return f, nil }
+
+func (f countedFlow) Write(b []byte) (int, error) {
+	f.writes.Add(1)
+	f.bytes.Add(int64(len(b)))
+	return f.TCPConn.Write(b)
 }

@@ -23,18 +23,6 @@ type stream interface {
 	Abort()
 }
 
-const (
-	// chunk is what a moving flow reads at once. netstack sends at most
-	// 65,374 bytes in one TSO superpacket; 64 KiB would be cut into a large
-	// and a tiny one.
-	chunk = 65372
-	// sip is what a waiting flow reads: small, as most flows wait most of the
-	// time, and their buffers are all that they cost here.
-	sip = 2 << 10
-)
-
-var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
-
 var (
 	errIdle        = errors.New("idle for longer than the mesh allows")
 	errMaxDuration = errors.New("open for longer than the mesh allows")
@@ -123,64 +111,6 @@ func (r *relay) download() {
 		r.cut(telemetry.ClientGone, err)
 	default:
 		r.cut(telemetry.UpstreamReset, err)
-	}
-}
-
-// A counter counts what it writes, and keeps apart the failures of the side
-// written to.
-type counter struct {
-	w      io.Writer
-	r      *relay
-	count  func(int)
-	failed bool
-}
-
-func (c *counter) Write(b []byte) (int, error) {
-	if len(b) == 0 {
-		return 0, nil
-	}
-	n, err := c.w.Write(b)
-	if err != nil {
-		c.failed = true
-		return n, err
-	}
-	c.count(n)
-	if c.r.idle > 0 {
-		c.r.moved.Store(time.Now().UnixNano())
-	}
-	return n, nil
-}
-
-// pump copies until the end of src, which is no error. It holds a large buffer
-// only while there is much to move.
-func pump(dst io.Writer, src io.Reader) error {
-	small := make([]byte, sip)
-	buf := small
-	var large *[chunk]byte
-	defer func() {
-		if large != nil {
-			chunks.Put(large)
-		}
-	}()
-	for {
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return err
-			}
-		}
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		case large == nil && n == len(small):
-			large = chunks.Get().(*[chunk]byte)
-			buf = large[:]
-		case large != nil && n < len(small):
-			chunks.Put(large)
-			large, buf = nil, small
-		}
 	}
 }
 

@@ -25,7 +25,7 @@ type Conn struct {
 	alpn    string
 	closed  atomic.Bool
 	instant *instant // owned by the reader; made by ReadNow
-	release func() // gives the cluster's connection slot back; may be nil
+	release func()   // gives the cluster's connection slot back; may be nil
 }
 
 // Read reads. An end of the stream that TLS did not announce is ErrTruncated:
