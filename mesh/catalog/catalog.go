@@ -55,6 +55,7 @@ type Catalog struct {
 	clusters    map[string]*Cluster
 	assignments map[string]*assignment // by EDS name
 	unanswered  int                    // assignments that were never seen
+	orphans     []string               // EDS names to forget, within one update
 	listeners   map[string]*Listener
 	tables      map[string]*RouteTable // nil: answered, but with nothing
 	names       *resource.NameTable
@@ -129,6 +130,7 @@ func (c *Catalog) SetClusters(set []*resource.Cluster, removed []string) {
 			cell.LB.SetEndpoints(cfg.Endpoints)
 		}
 	}
+	c.forget()
 }
 
 // join lists a cluster under its EDS name.
@@ -148,20 +150,34 @@ func (c *Catalog) join(cfg *resource.Cluster) {
 	}
 }
 
-// leave undoes join. Endpoints that nobody uses are forgotten: the control
-// plane sends them again when they are asked for again.
+// leave undoes join.
 func (c *Catalog) leave(cfg *resource.Cluster) {
 	if cfg.Discovery != resource.EDS {
 		return
 	}
 	a := c.assignments[cfg.EDSName]
-	if a.clusters = slices.DeleteFunc(a.clusters, func(n string) bool { return n == cfg.Name }); len(a.clusters) > 0 {
-		return
+	a.clusters = slices.DeleteFunc(a.clusters, func(n string) bool { return n == cfg.Name })
+	if len(a.clusters) == 0 {
+		c.orphans = append(c.orphans, cfg.EDSName)
 	}
-	if !a.answered {
-		c.unanswered--
+}
+
+// forget drops the endpoints that no cluster uses after an update: the control
+// plane sends them again when they are asked for again. It comes last, since
+// one update may take a name from one cluster and give it to another, and is
+// then not asked anew.
+func (c *Catalog) forget() {
+	for _, name := range c.orphans {
+		a := c.assignments[name]
+		if a == nil || len(a.clusters) > 0 {
+			continue
+		}
+		if !a.answered {
+			c.unanswered--
+		}
+		delete(c.assignments, name)
 	}
-	delete(c.assignments, cfg.EDSName)
+	c.orphans = c.orphans[:0]
 }
 
 // SetEndpoints replaces the endpoints of the clusters that use them, at once

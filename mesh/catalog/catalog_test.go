@@ -348,6 +348,22 @@ func TestSharedAssignment(t *testing.T) {
 	}
 }
 
+// TestAssignmentChangesHands: one update takes an EDS name from a cluster and
+// gives it to another. The set of names is the same, so nobody asks again.
+func TestAssignmentChangesHands(t *testing.T) {
+	c := catalog.New()
+	a, b := eds("a", echoHost), eds("b", echoHost)
+	a.EDSName, b.EDSName = "shared", "shared"
+	c.SetListeners(nil, nil)
+	c.SetNames(&resource.NameTable{})
+	c.SetClusters([]*resource.Cluster{a}, nil)
+	c.SetEndpoints([]*resource.Endpoints{endpoints("shared", "10.1.0.1:80")}, nil)
+	c.SetClusters([]*resource.Cluster{b}, []string{"a"})
+	if s := published(t, c); !s.Cluster("b").LB.HasHealthy() {
+		t.Error("the endpoints were forgotten on the way")
+	}
+}
+
 func TestStaticClusters(t *testing.T) {
 	c := catalog.New()
 	static := &resource.Cluster{Name: "s", Endpoints: endpoints("s", "10.1.0.1:80")}

@@ -255,12 +255,15 @@ func (l *Listener) chains() iter.Seq[*resource.FilterChain] {
 	}
 }
 
-// prefixes returns the destination ranges that chains of the listener name.
+// prefixes returns the destination ranges that chains of the listener name. A
+// range of everything is no statement about what belongs to the mesh.
 func (l *Listener) prefixes() []netip.Prefix {
 	set := make(map[netip.Prefix]struct{})
 	for _, chain := range l.Config.Chains {
 		for _, p := range chain.Match.Prefixes {
-			set[p.Masked()] = struct{}{}
+			if p.Bits() > 0 {
+				set[p.Masked()] = struct{}{}
+			}
 		}
 	}
 	return slices.Collect(maps.Keys(set))
