@@ -279,8 +279,11 @@ func (c *client1) statusAndFields(status string, h http.Header) {
 
 // closing writes what tells the client whether the connection stays.
 func (c *client1) closing(x *exchange) {
+	// A client that awaits leave to send its body, and gets an answer instead,
+	// will not send it.
+	unsent := !x.src.ended() && x.src.n.Load() == 0 && x.r.Header["Expect"] != nil
 	switch {
-	case c.last || !x.src.ended() && x.src.state.Load() == sourceUntouched:
+	case c.last || unsent:
 		c.last = true
 		c.w.str("Connection: close\r\n")
 	case x.r.ProtoMinor == 0:

@@ -4,10 +4,10 @@ package upstream
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 
 	"github.com/nasp-tun/nasp-tun/mesh/identity"
 )
@@ -79,7 +79,10 @@ func tlsReason(err error) string {
 // IsAlert reports whether err is a TLS alert of the peer. Under TLS 1.3 a
 // server refuses our certificate only after the client's handshake is over, so
 // that the alert meets the first read.
+//
+// crypto/tls has a type for alerts under QUIC only; elsewhere it is this
+// operation that tells one.
 func IsAlert(err error) bool {
-	var a tls.AlertError
-	return errors.As(err, &a)
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }

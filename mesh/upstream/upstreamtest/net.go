@@ -73,7 +73,7 @@ func (c *Conn) Close() error {
 
 // Abort resets the connection.
 func (c *Conn) Abort() {
-	c.in.fail(net.ErrClosed)
+	c.in.closeRead()
 	c.out.closeLocal()
 	c.peer.in.fail(syscall.ECONNRESET)
 	c.peer.out.fail(syscall.ECONNRESET)
@@ -149,17 +149,17 @@ func (s *stream) read(b []byte) (int, error) {
 	defer s.mu.Unlock()
 	for {
 		switch {
-		case s.failed != nil:
-			return 0, s.failed
 		case s.deaf:
 			return 0, net.ErrClosed
 		case s.read_.passed():
 			return 0, os.ErrDeadlineExceeded
-		case len(s.b) > 0:
+		case len(s.b) > 0: // also what came before a reset, as in Linux
 			n := copy(b, s.b)
 			s.b = s.b[n:]
 			s.changed.Broadcast()
 			return n, nil
+		case s.failed != nil:
+			return 0, s.failed
 		case s.ended:
 			return 0, io.EOF
 		}
