@@ -49,12 +49,13 @@ func (m *Mesh) joinControlPlane() (err error) {
 type sink struct {
 	catalog *catalog.Catalog
 	watch   func(typeURL string, names []string)
-	// published is called after each Publish.
+	// published is called when there is a new Snapshot.
 	published func()
 }
 
 // Update implements xds.Sink.
 func (s *sink) Update(r xds.Response) []xds.Rejected {
+	before := s.catalog.Snapshot()
 	var bad []xds.Rejected
 	switch r.TypeURL {
 	case xds.ClusterType:
@@ -82,8 +83,8 @@ func (s *sink) Update(r xds.Response) []xds.Rejected {
 	case xds.AddressType:
 		s.addresses(r, &bad)
 	}
-	if r.TypeURL != xds.EndpointType || s.catalog.Snapshot() == nil {
-		s.catalog.Publish()
+	// Endpoints take effect without it, but may be what a Snapshot waits for.
+	if s.catalog.Publish(); s.catalog.Snapshot() != before {
 		s.published()
 	}
 	return bad
