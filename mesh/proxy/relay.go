@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nasp-tun/nasp-tun/mesh/telemetry"
+	"github.com/nasp-tun/nasp-tun/mesh/upstream"
 )
 
 // A stream is the server's side of a relay.
@@ -109,16 +110,20 @@ func (r *relay) download() {
 		}
 	case to.failed:
 		r.cut(telemetry.ClientGone, err)
+	case upstream.IsAlert(err):
+		// Under TLS 1.3 a server refuses our certificate only now.
+		r.cut(telemetry.TLS, err)
 	default:
 		r.cut(telemetry.UpstreamReset, err)
 	}
 }
 
-// note keeps the first failure and reports whether this is it.
+// note keeps the first failure and reports whether this is it. An alert is
+// always the cause: that writing failed may only have been noticed before.
 func (r *relay) note(reason telemetry.Reason, err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.reason != telemetry.OK {
+	if r.reason != telemetry.OK && !(reason == telemetry.TLS && r.reason == telemetry.UpstreamReset) {
 		return false
 	}
 	r.reason, r.err = reason, err
