@@ -59,6 +59,12 @@ mount --bind "$EXE" /mnt/x
 mount -t tmpfs none /dev/net
 mknod -m 666 /dev/net/tun c 10 200
 unset EXE
+if test -n "${GOCOVERDIR-}"; then # go test -cover: other users report too
+	chmod 777 "$GOCOVERDIR"
+	mkdir /mnt/cover
+	mount --bind "$GOCOVERDIR" /mnt/cover
+	export GOCOVERDIR=/mnt/cover
+fi
 `
 
 // command makes the command that runs script.
