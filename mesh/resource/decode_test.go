@@ -3,6 +3,7 @@
 package resource_test
 
 import (
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -91,7 +92,8 @@ func decodeText(t *testing.T, m proto.Message, decoder int) []byte {
 	var b strings.Builder
 	v, err := decoders[decoder].decode(&discoveryv3.Resource{Resource: a})
 	if err != nil {
-		return []byte("error: " + err.Error() + "\n")
+		// protobuf varies its spaces, lest anyone depend on its words.
+		return []byte("error: " + strings.ReplaceAll(err.Error(), "\u00a0", " ") + "\n")
 	}
 	show(&b, reflect.ValueOf(v), 0)
 	return []byte(strings.TrimPrefix(b.String(), "\n") + "\n")
@@ -112,6 +114,62 @@ func TestWrongType(t *testing.T) {
 				t.Errorf("%s: %s was decoded", d.typ, name)
 			}
 		}
+	}
+}
+
+func TestSANMatch(t *testing.T) {
+	const id = "spiffe://td/ns/a/sa/b"
+	for _, tt := range []struct {
+		m    resource.SANMatch
+		want bool
+	}{
+		{resource.SANMatch{Exact: id}, true},
+		{resource.SANMatch{Exact: id + "c"}, false},
+		{resource.SANMatch{Prefix: "spiffe://td/"}, true},
+		{resource.SANMatch{Prefix: id + "/"}, false},
+		{resource.SANMatch{Suffix: "/sa/b"}, true},
+		{resource.SANMatch{Suffix: "x" + id}, false},
+		{resource.SANMatch{}, false}, // says nothing, so it proves nothing
+	} {
+		if got := tt.m.Matches(id); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.m, got, tt.want)
+		}
+	}
+}
+
+func TestEndpointKeys(t *testing.T) {
+	for want, e := range map[string]resource.Endpoint{
+		"10.0.0.1:80":      {Address: netip.MustParseAddrPort("10.0.0.1:80"), Hostname: "pod"},
+		"[fd00::1]:80":     {Address: netip.MustParseAddrPort("[fd00::1]:80")},
+		"db.example.com:1": {Hostname: "db.example.com", Port: 1},
+	} {
+		if got := e.Key(); got != want {
+			t.Errorf("Key = %q, want %q", got, want)
+		}
+	}
+}
+
+func TestTotal(t *testing.T) {
+	var none *resource.Endpoints
+	if h, n := none.Total(); h != 0 || n != 0 {
+		t.Errorf("nothing has %d of %d", h, n)
+	}
+	e := resource.Endpoints{Localities: []resource.Locality{
+		{Endpoints: []*resource.Endpoint{{}, {Health: resource.Unhealthy}}}, {Endpoints: []*resource.Endpoint{{Health: resource.Degraded}}},
+	}}
+	if h, n := e.Total(); h != 1 || n != 3 {
+		t.Errorf("%d of %d healthy, want 1 of 3", h, n)
+	}
+}
+
+func TestFirstService(t *testing.T) {
+	m := resource.IstioMeta{}
+	if s := m.Service(); s != (resource.ServiceRef{}) {
+		t.Errorf("service %+v of none", s)
+	}
+	m.Services = []resource.ServiceRef{{Host: "a"}, {Host: "b"}}
+	if s := m.Service(); s.Host != "a" {
+		t.Errorf("service %q, want the first", s.Host)
 	}
 }
 
