@@ -67,7 +67,7 @@ func (s *session) serve(ctx context.Context) {
 // on.
 func (s *session) sniff(ctx context.Context, l *catalog.Listener, seen *catalog.Sniff) bool {
 	wait := l.Config.SniffTimeout
-	if wait == 0 {
+	if wait == 0 && s.serverMaySpeak(l) {
 		wait = serverFirst
 	}
 	lift, err := s.first.within(ctx, wait)
@@ -93,6 +93,25 @@ func (s *session) sniff(ctx context.Context, l *catalog.Listener, seen *catalog.
 		s.first.err = nil
 	}
 	return true
+}
+
+// serverMaySpeak reports whether the chain of a silent client leads to a server
+// at all. Where it does not, or where it speaks HTTP, waiting for the client
+// costs nothing: a connection opened ahead of its first request lives.
+func (s *session) serverMaySpeak(l *catalog.Listener) bool {
+	chain := l.Match(s.record.Dst, &catalog.Sniff{Transport: transportRaw})
+	if chain == nil || chain.TCP == nil {
+		return false
+	}
+	if !s.snapshot.Owns(s.record.Dst.Addr()) {
+		return true
+	}
+	for _, c := range chain.TCP.Clusters {
+		if cell := s.snapshot.Cluster(c.Name); cell != nil && !cell.Passthrough() && !cell.BlackHole() {
+			return true
+		}
+	}
+	return false
 }
 
 // http hands the connection to the HTTP engine, which records each request. A

@@ -15,8 +15,9 @@ import (
 
 const (
 	// serverFirst is how long a silent client is waited for where the mesh
-	// sets no limit. istiod sets none by default, and Envoy then waits for
-	// ever, in which a protocol whose server speaks first (MySQL, SMTP) dies.
+	// sets no limit and a server may be waiting to speak. istiod sets none by
+	// default, and Envoy then waits for ever, in which a protocol whose server
+	// speaks first (MySQL, SMTP) dies.
 	// A second is longer than any client takes that means to speak, and short
 	// enough for one that waits to be greeted.
 	serverFirst = time.Second

@@ -166,6 +166,24 @@ func TestServerFirstProtocolLives(t *testing.T) {
 	})
 }
 
+// Port 80 of a service has an HTTP chain, and a default chain that passes
+// through what is not HTTP: nothing of the mesh may go there, so that there is
+// no server to wait for, and a connection opened ahead may be used late.
+func TestSilentClientOfAnHTTPPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil, append(auto(func(l *resource.Listener) { l.Default = tcpChain(to("PassthroughCluster")) }), passthrough)...)
+		f := r.connect(vip)
+		time.AfterFunc(time.Hour, func() {
+			send(t, f.client, "GET / HTTP/1.1\r\n\r\n")
+			_ = f.client.CloseWrite()
+		})
+		r.running.Wait()
+		if len(r.http.got) != 1 {
+			t.Errorf("HTTP got %d connections; events %v", len(r.http.got), r.log.all())
+		}
+	})
+}
+
 func TestClientsThatEndWhileTheyAreSniffed(t *testing.T) {
 	t.Run("half of a request line, then silence", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

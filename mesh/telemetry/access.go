@@ -62,7 +62,7 @@ func appendRecord(b []byte, f format, r *Record, now time.Time) []byte {
 	b = f.text(b, "reason", string(r.Reason))
 	b = f.number(b, "bytes_in", r.BytesReceived)
 	b = f.number(b, "bytes_out", r.BytesSent)
-	b = f.text(b, "duration", r.duration().Round(time.Microsecond).String())
+	b = f.text(b, "duration", milliseconds(r.duration()))
 	if r.Err != nil {
 		b = f.text(b, "err", r.Err.Error())
 	}
@@ -95,6 +95,11 @@ func security(r *Record) string {
 		return "mutual_tls"
 	}
 	return "none"
+}
+
+// milliseconds writes durations in one unit, so that they compare by eye.
+func milliseconds(d time.Duration) string {
+	return strconv.FormatFloat(float64(d.Microseconds())/1e3, 'f', 3, 64) + "ms"
 }
 
 // withoutQuery cuts what often carries tokens: a log must hold no secret.
