@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -164,11 +165,21 @@ var problems = []problem{
 	{is: stage("namespaces", "user"), code: exitPermission, hint: hostHint},
 	{is: as[*host.ExecError], code: exitFailure, hint: hostHint},
 
+	// Heimdall.
+	{is: isErr(heimdall.ErrUnauthorized), code: exitEnrolment, hint: always("the token of --token-file must be one that this Heimdall has given out: kubectl -n NAMESPACE get secret -l nasp.k8s.cisco.com/workloadgroup=NAME")},
+	{is: isErr(heimdall.ErrUntrusted), code: exitEnrolment, hint: always("--heimdall-ca must hold the certificate that signed Heimdall's")},
+	{is: as[*heimdall.Error], code: exitEnrolment, hint: func(err error) string {
+		var h *heimdall.Error
+		errors.As(err, &h)
+		return "Heimdall must answer at " + h.URL
+	}},
+
 	// The control plane. What the CA or istiod says of us comes before how it
 	// was reached.
+	{is: as[x509.HostnameError], code: exitIdentity, hint: always(
+		"--istiod-server-name must be a name of istiod's certificate, which is istiod.istio-system.svc unless a revision has its own")},
 	{is: isErr(identity.ErrUntrusted), code: exitIdentity, hint: always(
-		"the root certificates must be those of this mesh: kubectl -n istio-system get configmap istio-ca-root-cert -o jsonpath='{.data.root-cert\\.pem}'\n" +
-			"and --istiod-server-name must be a name of istiod's certificate, istiod.istio-system.svc unless a revision has its own")},
+		"the root certificates must be those of this mesh: kubectl -n istio-system get configmap istio-ca-root-cert -o jsonpath='{.data.root-cert\\.pem}'")},
 	{is: isErr(identity.ErrTokenRefused), code: exitIdentity, hint: always(
 		"istiod takes tokens of its cluster for the audience istio-ca: kubectl -n NAMESPACE create token SERVICE-ACCOUNT --audience istio-ca\n" +
 			"and --cluster-id must be the cluster that knows the service account")},
@@ -180,10 +191,6 @@ var problems = []problem{
 		errors.As(err, &j)
 		return "istiod, or a gateway that leads to it, must answer at " + j.address + " (port 15012 speaks TLS)"
 	}},
-
-	{is: isErr(heimdall.ErrUnauthorized), code: exitEnrolment, hint: always("the token of --token-file must be one that this Heimdall has given out: kubectl -n NAMESPACE get secret -l nasp.k8s.cisco.com/workloadgroup=NAME")},
-	{is: isErr(heimdall.ErrUntrusted), code: exitEnrolment, hint: always("--heimdall-ca must hold the certificate that signed Heimdall's")},
-	{is: as[*heimdall.Error], code: exitEnrolment},
 
 	{is: isErr(context.Canceled), code: exitInterrupted},
 	{is: isErr(fs.ErrPermission), code: exitPermission},

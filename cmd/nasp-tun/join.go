@@ -12,8 +12,13 @@ import (
 	"github.com/nasp-tun/nasp-tun/netstack/host"
 )
 
-// pollInterval is how often the start looks whether istiod has refused us.
-const pollInterval = 50 * time.Millisecond
+const (
+	// pollInterval is how often the start looks whether istiod has refused us.
+	pollInterval = 50 * time.Millisecond
+
+	// patience is how long a person watches nothing happen.
+	patience = 2 * time.Second
+)
 
 // A joinError says that this node did not become a member of the mesh.
 type joinError struct {
@@ -38,6 +43,8 @@ func (e *endedError) Error() string { return "the set-up process was killed" }
 func (t *tunnel) waitReady(ctx context.Context, address string) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	slow := time.NewTimer(patience)
+	defer slow.Stop()
 	for {
 		select {
 		case <-t.mesh.Ready():
@@ -50,6 +57,12 @@ func (t *tunnel) waitReady(ctx context.Context, address string) error {
 				err = errNoAnswer
 			}
 			return &joinError{address, err}
+		case <-slow.C:
+			cause := ""
+			if err := t.mesh.LastError(); err != nil {
+				cause = ": " + err.Error()
+			}
+			fmt.Fprintf(t.stderr, "nasp-tun: waiting for istiod at %s%s\n", address, cause)
 		case <-tick.C:
 			if err := t.mesh.LastError(); hopeless(err) {
 				return &joinError{address, err}

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -152,10 +151,10 @@ func (c *Config) loadFile(flags *pflag.FlagSet, sources map[string]string) error
 			return nil
 		}
 	}
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !asked {
-		return nil
+	if _, err := os.Stat(path); err != nil && !asked {
+		return nil // not there, or in the home of somebody else, as under sudo -u
 	}
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return &configError{fmt.Errorf("read the configuration: %w", err)}
 	}

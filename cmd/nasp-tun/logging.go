@@ -19,14 +19,15 @@ type logs struct {
 	level  *slog.LevelVar
 	access io.Writer // nil: no records
 	files  []*os.File
+	usual  slog.Level // from settle on
 }
 
 // openLogs opens the log and the access records. Under exec standard error is
 // CMD's as well, so what is written there without being asked for is only
 // what an operator would act on.
 func openLogs(o *ObserveConfig, stderr io.Writer) (*logs, error) {
-	l := &logs{level: new(slog.LevelVar)}
-	l.level.Set(slog.LevelWarn)
+	l := &logs{level: new(slog.LevelVar), usual: slog.LevelWarn}
+	l.level.Set(slog.LevelError)
 	out := stderr
 	if o.LogFile != "" {
 		f, err := l.open(o.LogFile)
@@ -34,12 +35,14 @@ func openLogs(o *ObserveConfig, stderr io.Writer) (*logs, error) {
 			return nil, err
 		}
 		out = f
-		l.level.Set(slog.LevelInfo)
+		l.usual = slog.LevelInfo
+		l.settle()
 	}
 	if o.LogLevel != "" {
-		if err := l.level.UnmarshalText([]byte(o.LogLevel)); err != nil {
+		if err := l.usual.UnmarshalText([]byte(o.LogLevel)); err != nil {
 			return nil, err
 		}
+		l.settle()
 	}
 	opts := &slog.HandlerOptions{Level: l.level}
 	switch {
@@ -64,6 +67,9 @@ func openLogs(o *ObserveConfig, stderr io.Writer) (*logs, error) {
 	}
 	return l, nil
 }
+
+// settle begins to log at the usual level.
+func (l *logs) settle() { l.level.Set(l.usual) }
 
 func (l *logs) open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)

@@ -97,6 +97,7 @@ func (t *tunnel) run(ctx context.Context) (status host.ExitStatus, err error) {
 		return status, err
 	}
 	t.warn()
+	t.logs.settle()
 	if err := t.world.Start(ctx); err != nil {
 		return status, err
 	}
