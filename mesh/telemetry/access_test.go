@@ -88,6 +88,20 @@ func TestAccessIsWrittenWhileItRuns(t *testing.T) {
 	})
 }
 
+func TestAccessAfterRun(t *testing.T) {
+	var out bytes.Buffer
+	tel, _ := newTelemetry(t, telemetry.Config{Access: &out})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = tel.Run(ctx)
+	for n := range 3 { // flows that are cut at the end
+		tel.Closed(flow(nil))
+		if lines := strings.Count(out.String(), "\n"); lines != n+1 {
+			t.Errorf("%d lines after %d records", lines, n+1)
+		}
+	}
+}
+
 func TestAccessNeverBlocksAndCountsLoss(t *testing.T) {
 	stuck, release := io.Pipe() // nobody reads: Write blocks
 	tel, reg := newTelemetry(t, telemetry.Config{Access: release})

@@ -38,6 +38,9 @@ type accessLog struct {
 	// records counts those in buf.
 	// +checklocks:mu
 	records int
+	// ended tells that Run has: who adds a line then writes it too.
+	// +checklocks:mu
+	ended bool
 
 	// writing is held while lines are written, before mu. It guards what
 	// only the writer needs.
@@ -68,8 +71,12 @@ func (a *accessLog) write(r *Record) {
 	first := len(a.buf) == 0
 	a.buf = appendRecord(a.buf, a.format, r, time.Now().UTC())
 	a.records++
-	full := len(a.buf) >= fullBuffer
+	full, ended := len(a.buf) >= fullBuffer, a.ended
 	a.mu.Unlock()
+	if ended {
+		a.flush()
+		return
+	}
 	if first {
 		signal(a.wake)
 	}
@@ -85,15 +92,15 @@ func signal(c chan struct{}) {
 	}
 }
 
-// Flush writes the access records that wait. It serves those that are made
-// after Run has ended, while flows are being cut.
+// Flush writes the access records that wait.
 func (t *Telemetry) Flush() {
 	if t.access != nil {
 		t.access.flush()
 	}
 }
 
-// Run writes access records until ctx ends, and then those that are left.
+// Run writes access records until ctx ends, and then those that are left. What
+// is recorded later, while the last flows are cut, is written at once.
 func (t *Telemetry) Run(ctx context.Context) error {
 	if t.access == nil {
 		<-ctx.Done()
@@ -120,6 +127,9 @@ func (a *accessLog) run(ctx context.Context) {
 		}
 		a.flush()
 	}
+	a.mu.Lock()
+	a.ended = true
+	a.mu.Unlock()
 	a.flush()
 }
 
