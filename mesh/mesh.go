@@ -160,7 +160,8 @@ func (m *Mesh) joinDataPath() (err error) {
 		Identity: m.ids, Dial: m.cfg.Dial, Lookup: m.cfg.Lookup, Logger: m.log.With("component", "upstream"),
 	})
 	m.http = httpproxy.New(httpproxy.Config{
-		Catalog: m.catalog, Upstream: m.up, Telemetry: m.tel, Logger: m.log.With("component", "http"),
+		Catalog: m.catalog, Upstream: m.up, Telemetry: m.tel, Passthrough: m.cfg.Dial,
+		OutsideAllow: m.cfg.OutsideAllow, Logger: m.log.With("component", "http"),
 	})
 	m.proxy = proxy.New(proxy.Config{
 		Catalog: m.catalog, Upstream: m.up, HTTP: m.http, Telemetry: m.tel, Passthrough: m.cfg.Dial,
