@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -111,7 +112,10 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, listener: bufconn.Listen(1 << 20), up: true, clusters: map[string]bool{}, listeners: map[string]bool{}}
 	w.serve()
 	conn, err := grpc.NewClient("passthrough:///istiod",
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(w.dial))
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(w.dial),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+			BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 15 * time.Second,
+		}}))
 	must(t, err)
 	t.Cleanup(func() { must(t, conn.Close()) })
 	w.client, err = xds.New(xds.Config{
@@ -189,6 +193,13 @@ func (w *world) DeltaAggregatedResources(s discoverypb.AggregatedDiscoveryServic
 	w.commands = commands
 	w.mu.Unlock()
 	w.say("= stream %d", n)
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.streams == n {
+			w.commands = nil
+		}
+	}()
 	received := make(chan error, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -322,6 +333,9 @@ func (w *world) command(f func(discoverypb.AggregatedDiscoveryService_DeltaAggre
 	w.mu.Lock()
 	commands := w.commands
 	w.mu.Unlock()
+	if commands == nil {
+		w.t.Fatalf("script: %q, and there is no stream:\n%s", say, w.transcript.String())
+	}
 	if say != "" {
 		w.say("%s", say)
 	}
