@@ -147,7 +147,7 @@ func TestConnectionRateIsSteady(t *testing.T) {
 		wg.Go(func() {
 			// Few ports for each worker, so that they are used again at once.
 			for i := 0; int(next.Add(1)) <= n && !t.Failed(); i++ {
-				src := netip.AddrPortFrom(netstacktest.Addr4, uint16(20000+worker*100+i%50))
+				src := netip.AddrPortFrom(netstacktest.Addr4, uint16(20000+worker*100+i%10))
 				conn, err := c.DialTCPFrom(t.Context(), src, service4)
 				if err != nil {
 					t.Errorf("connection %d: %v", i, err)
@@ -163,7 +163,9 @@ func TestConnectionRateIsSteady(t *testing.T) {
 	if int(got.Accepted) != n || got.Failed+got.Gone != 0 {
 		t.Errorf("%+v", got)
 	}
-	if again := c.Retransmits(); again != 0 {
+	// A busy machine is late with an answer now and then. A SYN that is
+	// dropped in TIME_WAIT would happen to nearly every connection.
+	if again := c.Retransmits(); again > uint64(n/100) {
 		t.Errorf("the client had to send %d segments again", again)
 	}
 	if got.ReusedTimeWait == 0 {

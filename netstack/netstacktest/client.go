@@ -53,7 +53,8 @@ type Client struct {
 	tb   testing.TB
 	net  *stack.Stack
 	link *tap
-	raw  int // a descriptor of its own to the client's end
+	raw  int    // a descriptor of its own to the client's end
+	stop func() // ends and joins the goroutine that reads the device
 
 	device netstack.Device
 }
@@ -77,9 +78,12 @@ func New(tb testing.TB, opt Options) *Client {
 	ctx, cancel := context.WithCancel(tb.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = link.Run(ctx) }) // ends too when the stack under test closes its end
-	tb.Cleanup(func() {
+	c.stop = func() {
 		cancel()
 		wg.Wait()
+	}
+	tb.Cleanup(func() {
+		c.stop()
 		c.net.Destroy()
 		_ = link.Shutdown()
 		closeDescriptor(raw)
@@ -235,4 +239,11 @@ func network(a netip.Addr) tcpip.NetworkProtocolNumber {
 
 func fullAddress(a netip.AddrPort) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(a.Addr().AsSlice()), Port: a.Port()}
+}
+
+// Unplug takes the device away from the stack under test.
+func (c *Client) Unplug() {
+	c.stop()
+	_ = c.link.Shutdown()
+	hangUp(c.raw)
 }

@@ -58,3 +58,6 @@ func (c *Client) Inject(p []byte) error {
 		}
 	}
 }
+
+// hangUp makes the other end read an end, although descriptors are open.
+func hangUp(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }

@@ -19,3 +19,5 @@ func closeDescriptor(int) {}
 
 // Inject needs Linux.
 func (*Client) Inject([]byte) error { return errors.ErrUnsupported }
+
+func hangUp(int) {}
