@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/refs"
 
@@ -71,8 +72,7 @@ type (
 	onlyWriter struct{ io.Writer }
 )
 
-// relays returns, for each relay, how to reach the server through it, and the
-// mean packet of its device.
+// relays runs a benchmark through each relay. stats is nil for the kernel's.
 func relays(b *testing.B, bench func(b *testing.B, dial func() net.Conn, stats func() netstack.Stats)) {
 	needNamespaces(b)
 	refs.SetLeakMode(refs.NoLeakChecking)
@@ -85,61 +85,68 @@ func relays(b *testing.B, bench func(b *testing.B, dial func() net.Conn, stats f
 			if err != nil {
 				return
 			}
-			defer up.Close()
 			if down, err := f.Accept(); err == nil {
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					io.Copy(onlyWriter{up}, down)
-					up.(*net.TCPConn).CloseWrite()
-				})
-				io.Copy(down, onlyReader{up})
+				relay(down, up, io.Copy)
 				down.Abort()
-				wg.Wait()
 			}
 		}})
 		bench(b, func() net.Conn { return k.mustDial("tcp", "203.0.113.7:80") }, s.Stats)
 	})
 	b.Run("kernel", func(b *testing.B) {
-		upstream := server(b)
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		b.Cleanup(func() { l.Close(); wg.Wait() })
-		wg.Go(func() {
-			for {
-				down, err := l.Accept()
-				if err != nil {
-					return
-				}
-				wg.Go(func() {
-					defer down.Close()
-					up, err := net.Dial("tcp", upstream)
-					if err != nil {
-						return
-					}
-					defer up.Close()
-					var wg sync.WaitGroup
-					wg.Go(func() {
-						io.CopyBuffer(onlyWriter{up}, onlyReader{down}, make([]byte, 65536))
-						up.(*net.TCPConn).CloseWrite()
-					})
-					io.CopyBuffer(onlyWriter{down}, onlyReader{up}, make([]byte, 65536))
-					down.(*net.TCPConn).SetLinger(0)
-					down.Close()
-					wg.Wait()
-				})
-			}
-		})
+		address := kernelRelay(b, server(b))
 		bench(b, func() net.Conn {
-			c, err := net.Dial("tcp", l.Addr().String())
+			c, err := net.Dial("tcp", address)
 			if err != nil {
 				b.Fatal(err)
 			}
 			return c
 		}, nil)
 	})
+}
+
+// kernelRelay is the same between sockets.
+func kernelRelay(b *testing.B, upstream string) string {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	b.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		for {
+			down, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer down.Close()
+				if up, err := net.Dial("tcp", upstream); err == nil {
+					relay(down, up, func(w io.Writer, r io.Reader) (int64, error) {
+						return io.CopyBuffer(onlyWriter{w}, onlyReader{r}, make([]byte, 64<<10))
+					})
+					down.(*net.TCPConn).SetLinger(0)
+				}
+			})
+		}
+	})
+	return l.Addr().String()
+}
+
+// relay copies both ways until both have ended, and closes up.
+func relay(down, up net.Conn, copy func(io.Writer, io.Reader) (int64, error)) {
+	defer up.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		copy(onlyWriter{up}, down)
+		up.(*net.TCPConn).CloseWrite()
+	})
+	copy(down, onlyReader{up})
+	down.SetDeadline(time.Unix(1, 0)) // the other way is of no use any more
+	wg.Wait()
 }
 
 const benchBlock = 1 << 20

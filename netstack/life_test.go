@@ -33,18 +33,17 @@ func run(t *testing.T, c *netstacktest.Client, h netstack.Handler) *running {
 	return r
 }
 
-// When Run ends, no handler is left: those that wait, accept, read, write, or
-// hold a session are woken, and the client sees a reset.
-func TestRunEndsHandlers(t *testing.T) {
-	ready := make(chan struct{}, 16)
-	h := handler{
+// waits serves flows that do not end by themselves, each in another way by its
+// port, and says when it waits.
+func waits(t *testing.T, ready chan<- struct{}) handler {
+	return handler{
 		tcp: func(ctx context.Context, f *netstack.TCPFlow) {
-			if f.Destination().Port() == 1 {
+			switch f.Destination().Port() {
+			case 1: // for the decision
 				ready <- struct{}{}
 				<-ctx.Done()
 				return
-			}
-			if f.Destination().Port() == 2 { // the client never answers
+			case 2: // for a client that never answers
 				ready <- struct{}{}
 				if c, err := f.Accept(); err == nil {
 					t.Errorf("accepted %v", c.RemoteAddr())
@@ -78,8 +77,14 @@ func TestRunEndsHandlers(t *testing.T) {
 			}
 		},
 	}
+}
+
+// When Run ends, no handler is left: those that wait, accept, read, write, or
+// hold a session are woken, and the client sees a reset.
+func TestRunEndsHandlers(t *testing.T) {
+	ready := make(chan struct{}, 16)
 	c := netstacktest.New(t, netstacktest.Options{})
-	r := run(t, c, h)
+	r := run(t, c, waits(t, ready))
 	port := func(p uint16) netip.AddrPort { return netip.AddrPortFrom(service4.Addr(), p) }
 	nobody := netip.MustParseAddrPort("192.0.2.200:999")
 	c.SendTCP(netstacktest.Segment{Src: nobody, Dst: port(1), SYN: true})

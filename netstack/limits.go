@@ -17,7 +17,7 @@ const (
 	// that one client address has.
 	DefaultTCPFlows = 64 << 10
 
-	// DefaultUDPSessions bounds UDP sessions; a goroutine and an endpoint each.
+	// DefaultUDPSessions bounds UDP sessions; a goroutine and a queue each.
 	// A resolver that takes a new port for each query holds one for some
 	// seconds, so that this is good for thousands of queries a second.
 	DefaultUDPSessions = 8192
@@ -31,9 +31,6 @@ const (
 	// stalls would else pin 256 GiB.
 	fullBufferFlows = 1024
 	crowdedBuffer   = 128 << 10
-
-	// udpReceiveBuffer is what a session whose handler is slow may queue.
-	udpReceiveBuffer = 256 << 10
 )
 
 // Limits bound what clients can make a Stack hold. Zero means the default.

@@ -46,6 +46,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/nasp-tun/nasp-tun/netstack/tunlink"
@@ -119,6 +120,7 @@ func New(cfg Config) (*Stack, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	log.SetTarget(gvisorLog{s.log})
 	link, err := tunlink.New(tunlink.Config{
 		FD: cfg.Device.FD, MTU: cfg.Device.MTU, VnetHdr: cfg.Device.VnetHdr, TSO: cfg.Device.TSO,
 		OnSYN: s.onSYN,

@@ -104,7 +104,7 @@ func (s *Stack) tcpStats() TCPStats {
 }
 
 func (s *Stack) udpStats() UDPStats {
-	u, g := s.udp, s.net.Stats().UDP
+	u := s.udp
 	u.mu.Lock()
 	sessions := len(u.sessions)
 	u.mu.Unlock()
@@ -117,7 +117,7 @@ func (s *Stack) udpStats() UDPStats {
 		RefusedSessions:  u.count.refusedSessions.Load(),
 		RefusedPerSource: u.count.refusedPerSource.Load(),
 		Malformed:        u.count.malformed.Load(),
-		Overflow:         g.ReceiveBufferErrors.Value(),
+		Overflow:         u.count.overflow.Load(),
 	}
 }
 

@@ -45,6 +45,7 @@ type udpForwarder struct {
 type udpCounters struct {
 	sessions, accepted, rejected, idle           atomic.Uint64
 	refusedSessions, refusedPerSource, malformed atomic.Uint64
+	overflow                                     atomic.Uint64
 }
 
 func newUDPForwarder(s *stack.Stack, flows *census, h Handler, l Limits) *udpForwarder {
@@ -73,22 +74,20 @@ func (u *udpForwarder) handlePacket(id stack.TransportEndpointID, pkt *stack.Pac
 	if !admitted {
 		return !refuse
 	}
-	// The endpoint is there before the next packet is read, so that datagrams
+	// The session takes datagrams before the next packet is read, so that they
 	// keep their order and none is lost while the handler decides.
-	ep, err := udp.NewForwarderRequest(u.net, id, pkt).CreateEndpoint(&f.conn.queue)
-	if err != nil {
+	if err := f.conn.register(); err != nil {
 		u.remove(f)
 		u.flows.leave()
 		return true
 	}
-	f.conn.start(ep)
+	(*udpEndpoint)(f.conn).HandlePacket(id, pkt)
 	f.first = pkt.Clone()
 	u.flows.wg.Go(func() { u.serve(f) })
 	return true
 }
 
-// validDatagram verifies what gVisor would verify only once there is an
-// endpoint: garbage begins no session.
+// validDatagram verifies length and checksum: garbage begins no session.
 func validDatagram(pkt *stack.PacketBuffer) bool {
 	h := header.UDP(pkt.TransportHeader().Slice())
 	if len(h) < header.UDPMinimumSize {

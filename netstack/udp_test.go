@@ -196,3 +196,59 @@ func TestUDPLimits(t *testing.T) {
 	close(release)
 	eventually(t, func() bool { return s.Stats().UDP.Sessions == 0 })
 }
+
+// A handler that does not read costs a bounded queue, of empty datagrams too,
+// and gets the first ones.
+func TestUDPQueue(t *testing.T) {
+	const sent = 2000
+	for _, size := range []int{0, 1000} {
+		filled, read := make(chan int), make(chan struct{})
+		c, s := start(t, handler{udp: func(_ context.Context, f *netstack.UDPFlow) {
+			defer close(read)
+			conn, _ := f.Accept()
+			b := make([]byte, 1500)
+			for range <-filled {
+				if n, err := conn.Read(b); n != size || err != nil {
+					t.Errorf("Read: %d, %v", n, err)
+				}
+			}
+		}}, netstacktest.Options{}, netstack.Limits{})
+		p := netstacktest.Datagram(netip.AddrPortFrom(netstacktest.Addr4, 1000), service4, make([]byte, size))
+		for range sent {
+			c.SendPacket(p)
+		}
+		c.Ping(t.Context(), service4.Addr(), 0) // behind them
+		queued := sent - int(s.Stats().UDP.Overflow)
+		if queued == 0 || queued > 512 || queued*size > 256<<10 {
+			t.Errorf("%d datagrams of %d bytes queue", queued, size)
+		}
+		filled <- queued
+		<-read
+	}
+}
+
+func TestUDPTooLong(t *testing.T) {
+	for _, dst := range []netip.AddrPort{service4, service6} {
+		done := make(chan struct{})
+		c, _ := start(t, handler{udp: func(_ context.Context, f *netstack.UDPFlow) {
+			defer close(done)
+			conn, _ := f.Accept()
+			if _, err := conn.Write(make([]byte, 65530)); !errors.Is(err, syscall.EMSGSIZE) {
+				t.Errorf("%v: %v", dst, err)
+			}
+			if n, err := conn.Write(make([]byte, 65507)); n != 65507 || err != nil {
+				t.Errorf("%v: %d, %v", dst, n, err)
+			}
+		}}, netstacktest.Options{}, netstack.Limits{})
+		conn, err := c.DialUDP(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write([]byte("x"))
+		<-done
+		if n, err := conn.Read(make([]byte, 65535)); n != 65507 || err != nil {
+			t.Errorf("%v: read %d, %v", dst, n, err)
+		}
+		conn.Close()
+	}
+}

@@ -3,38 +3,51 @@
 package netstack
 
 import (
-	"bytes"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/waiter"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/ports"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+const (
+	// maxQueued and maxQueuedBytes bound what a session holds for a handler
+	// that does not read. gVisor's own endpoint counts bytes of payload alone,
+	// so that empty datagrams would queue without end.
+	maxQueued      = 512
+	maxQueuedBytes = 256 << 10
 )
 
 // A UDPConn is an accepted session. Each Read returns one datagram of the
 // client, cut off where the buffer ends, and each Write sends one to it.
 //
 // Read returns [io.EOF] when the session has been idle for too long. The
-// client's port unreachable is [syscall.ECONNREFUSED].
+// client's port unreachable is [syscall.ECONNREFUSED], once.
 type UDPConn struct {
 	// Set before the flow is handed out, then read-only.
-	ep       tcpip.Endpoint
+	net      *stack.Stack
+	id       stack.TransportEndpointID
 	src, dst netip.AddrPort
 	began    time.Time
+	overflow *atomic.Uint64 // counts datagrams that found the queue full
 
-	queue waiter.Queue
-	entry waiter.Entry // in queue for life
-
-	readMu sync.Mutex
-	into   tcpip.SliceWriter // guarded by readMu
+	mu      sync.Mutex
+	queue   []*stack.PacketBuffer // guarded by mu
+	bytes   int                   // in queue; guarded by mu
+	failure error                 // what the next call returns; guarded by mu
 
 	writeMu sync.Mutex
-	from    bytes.Reader // guarded by writeMu
+	route   *stack.Route // guarded by writeMu, nil once closed
 
 	readDeadline, writeDeadline deadline
 
@@ -43,65 +56,127 @@ type UDPConn struct {
 	closed  atomic.Bool
 }
 
-func newUDPConn(src, dst netip.AddrPort) *UDPConn {
-	c := &UDPConn{src: src, dst: dst, began: time.Now()}
+func newUDPConn(s *stack.Stack, id stack.TransportEndpointID, overflow *atomic.Uint64) *UDPConn {
+	c := &UDPConn{net: s, id: id, began: time.Now(), overflow: overflow}
+	c.src, c.dst = endpoints(id)
 	c.readDeadline.wake = make(chan struct{}, 1)
 	c.writeDeadline.wake = make(chan struct{}, 1)
-	c.entry.Init((*udpEvents)(c), waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr)
-	c.queue.EventRegister(&c.entry)
 	return c
 }
 
-func (c *UDPConn) start(ep tcpip.Endpoint) {
-	c.ep = ep
-	ep.SocketOptions().SetReceiveBufferSize(udpReceiveBuffer, false)
+// register makes the stack deliver the session's datagrams here.
+func (c *UDPConn) register() tcpip.Error {
+	route, err := c.net.FindRoute(nicID, c.id.LocalAddress, c.id.RemoteAddress, c.protocol(), false)
+	if err != nil {
+		return err
+	}
+	c.route = route
+	if err := c.net.RegisterTransportEndpoint(c.protocols(), header.UDPProtocolNumber, c.id, (*udpEndpoint)(c), ports.Flags{}, 0); err != nil {
+		route.Release()
+		return err
+	}
+	return nil
 }
 
-// udpEvents is the side of a UDPConn that gVisor calls.
-type udpEvents UDPConn
+func (c *UDPConn) protocol() tcpip.NetworkProtocolNumber { return c.protocols()[0] }
 
-// NotifyEvent implements [waiter.EventListener].
-func (e *udpEvents) NotifyEvent(waiter.EventMask) { signal(e.readDeadline.wake) }
+func (c *UDPConn) protocols() []tcpip.NetworkProtocolNumber {
+	if c.dst.Addr().Is4() {
+		return []tcpip.NetworkProtocolNumber{header.IPv4ProtocolNumber}
+	}
+	return []tcpip.NetworkProtocolNumber{header.IPv6ProtocolNumber}
+}
+
+// udpEndpoint is the side of a UDPConn that gVisor calls.
+type udpEndpoint UDPConn
+
+var _ stack.TransportEndpoint = (*udpEndpoint)(nil)
+
+// HandlePacket implements [stack.TransportEndpoint]: it queues a datagram.
+func (e *udpEndpoint) HandlePacket(_ stack.TransportEndpointID, pkt *stack.PacketBuffer) {
+	if !validDatagram(pkt) {
+		return
+	}
+	pkt.Data().CapLength(int(header.UDP(pkt.TransportHeader().Slice()).Length()) - header.UDPMinimumSize)
+	size := pkt.Data().Size()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed.Load() {
+		return
+	}
+	if len(e.queue) >= maxQueued || len(e.queue) > 0 && e.bytes+size > maxQueuedBytes {
+		e.overflow.Add(1)
+		return
+	}
+	e.queue = append(e.queue, pkt.IncRef())
+	e.bytes += size
+	signal(e.readDeadline.wake)
+}
+
+// HandleError implements [stack.TransportEndpoint].
+func (e *udpEndpoint) HandleError(err stack.TransportError, _ *stack.PacketBuffer) {
+	if err.Kind() != stack.DestinationPortUnreachableTransportError {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failure = syscall.ECONNREFUSED
+	signal(e.readDeadline.wake)
+}
+
+// Abort implements [stack.TransportEndpoint].
+func (e *udpEndpoint) Abort() { _ = (*UDPConn)(e).Close() }
+
+// Wait implements [stack.TransportEndpoint].
+func (e *udpEndpoint) Wait() {}
 
 // Read implements [net.Conn].
 func (c *UDPConn) Read(b []byte) (int, error) {
-	c.readMu.Lock()
-	defer c.readMu.Unlock()
 	for {
-		n, err := c.tryRead(b)
-		if err != errWouldBlock {
-			return n, err
+		switch {
+		case c.closed.Load():
+			return 0, c.opError("read", net.ErrClosed)
+		case c.readDeadline.passed.Load():
+			return 0, c.opError("read", os.ErrDeadlineExceeded)
+		}
+		pkt, err := c.next()
+		switch {
+		case err != nil:
+			return 0, c.opError("read", err)
+		case pkt != nil:
+			c.touch()
+			into := tcpip.SliceWriter(b)
+			n, _ := pkt.Data().ReadTo(&into, false) // the error says that b was too short
+			pkt.DecRef()
+			return n, nil
+		case c.expired.Load():
+			return 0, io.EOF
 		}
 		<-c.readDeadline.wake
 	}
 }
 
-func (c *UDPConn) tryRead(b []byte) (int, error) {
-	switch {
-	case c.closed.Load():
-		return 0, c.opError("read", net.ErrClosed)
-	case c.readDeadline.passed.Load():
-		return 0, c.opError("read", os.ErrDeadlineExceeded)
+// next takes a datagram or an error that has come in, if there is one.
+func (c *UDPConn) next() (*stack.PacketBuffer, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.failure; err != nil {
+		c.failure = nil
+		return nil, err
 	}
-	c.into = b
-	res, err := c.ep.Read(&c.into, tcpip.ReadOptions{})
-	c.into = nil
-	switch err.(type) {
-	case nil:
-		c.touch()
-		return res.Count, nil
-	case *tcpip.ErrBadBuffer: // b is empty, or the datagram longer than b
-		c.touch()
-		return res.Count, nil
-	case *tcpip.ErrWouldBlock:
-		if c.expired.Load() {
-			return 0, io.EOF
-		}
-		return 0, errWouldBlock
-	case *tcpip.ErrClosedForReceive:
-		return 0, io.EOF
+	if len(c.queue) == 0 {
+		return nil, nil
 	}
-	return 0, c.opError("read", toError(err))
+	pkt := c.queue[0]
+	c.queue[0] = nil
+	c.queue = c.queue[1:]
+	c.bytes -= pkt.Data().Size()
+	if len(c.queue) == 0 {
+		c.queue = nil // the array's beginning is used up
+	} else {
+		signal(c.readDeadline.wake) // for a reader beside this one
+	}
+	return pkt, nil
 }
 
 // Write implements [net.Conn]. It does not block: a datagram for which there
@@ -110,19 +185,48 @@ func (c *UDPConn) Write(b []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	switch {
-	case c.closed.Load():
+	case c.route == nil:
 		return 0, c.opError("write", net.ErrClosed)
 	case c.writeDeadline.passed.Load():
 		return 0, c.opError("write", os.ErrDeadlineExceeded)
+	case len(b) > c.maxPayload():
+		return 0, c.opError("write", syscall.EMSGSIZE)
 	}
-	c.from.Reset(b)
-	n, err := c.ep.Write(&c.from, tcpip.WriteOptions{})
-	c.from.Reset(nil)
-	if err != nil {
+	if err := c.send(b); err != nil {
 		return 0, c.opError("write", toError(err))
 	}
 	c.touch()
-	return int(n), nil
+	return len(b), nil
+}
+
+func (c *UDPConn) maxPayload() int {
+	const maxLength = 65535
+	if c.dst.Addr().Is4() {
+		return maxLength - header.IPv4MinimumSize - header.UDPMinimumSize
+	}
+	return maxLength - header.UDPMinimumSize
+}
+
+// send is called with writeMu held.
+func (c *UDPConn) send(b []byte) tcpip.Error {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+		ReserveHeaderBytes: int(c.route.MaxHeaderLength()) + header.UDPMinimumSize,
+		Payload:            buffer.MakeWithData(b),
+	})
+	defer pkt.DecRef()
+	pkt.TransportProtocolNumber = header.UDPProtocolNumber
+	h := header.UDP(pkt.TransportHeader().Push(header.UDPMinimumSize))
+	size := uint16(header.UDPMinimumSize + len(b))
+	h.Encode(&header.UDPFields{SrcPort: c.id.LocalPort, DstPort: c.id.RemotePort, Length: size})
+	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, c.id.LocalAddress, c.id.RemoteAddress, size)
+	sum = ^h.CalculateChecksum(checksum.Combine(sum, pkt.Data().Checksum()))
+	if sum == 0 {
+		sum = 0xffff // zero would mean that there is none (RFC 768)
+	}
+	h.SetChecksum(sum)
+	return c.route.WritePacket(stack.NetworkHeaderParams{
+		Protocol: header.UDPProtocolNumber, TTL: c.route.DefaultTTL(), TOS: stack.DefaultTOS,
+	}, pkt)
 }
 
 func (c *UDPConn) touch() {
@@ -143,7 +247,19 @@ func (c *UDPConn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
-	c.ep.Close()
+	c.net.UnregisterTransportEndpoint(c.protocols(), header.UDPProtocolNumber, c.id, (*udpEndpoint)(c), ports.Flags{}, 0)
+	c.mu.Lock()
+	for _, pkt := range c.queue {
+		pkt.DecRef()
+	}
+	c.queue = nil
+	c.mu.Unlock()
+
+	c.writeMu.Lock()
+	c.route.Release()
+	c.route = nil
+	c.writeMu.Unlock()
+
 	c.readDeadline.stop()
 	c.writeDeadline.stop()
 	signal(c.readDeadline.wake)

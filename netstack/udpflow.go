@@ -23,8 +23,8 @@ type UDPFlow struct {
 }
 
 func newUDPFlow(u *udpForwarder, id stack.TransportEndpointID) *UDPFlow {
-	src, dst := endpoints(id)
-	return &UDPFlow{u: u, src: src, dst: dst, conn: newUDPConn(src, dst)}
+	conn := newUDPConn(u.net, id, &u.count.overflow)
+	return &UDPFlow{u: u, src: conn.src, dst: conn.dst, conn: conn}
 }
 
 // Source returns the client's address.

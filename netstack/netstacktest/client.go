@@ -149,8 +149,12 @@ func (c *Client) DialTCP(ctx context.Context, dst netip.AddrPort) (*Conn, error)
 	return c.DialTCPFrom(ctx, netip.AddrPort{}, dst)
 }
 
-// ErrRefused says that the answer to a SYN was a reset.
-var ErrRefused = errors.New("connection refused")
+var (
+	// ErrRefused says that the answer to a SYN was a reset.
+	ErrRefused = errors.New("connection refused")
+	// ErrPortInUse says that the client itself has not done with the port yet.
+	ErrPortInUse = errors.New("port in use")
+)
 
 // DialTCPFrom connects from an address of its own to dst.
 func (c *Client) DialTCPFrom(ctx context.Context, src, dst netip.AddrPort) (*Conn, error) {
@@ -184,6 +188,9 @@ func (c *Client) DialTCPFrom(ctx context.Context, src, dst netip.AddrPort) (*Con
 	case *tcpip.ErrConnectionRefused:
 		ep.Close()
 		return nil, ErrRefused
+	case *tcpip.ErrBadLocalAddress, *tcpip.ErrPortInUse:
+		ep.Close()
+		return nil, ErrPortInUse
 	}
 	ep.Close()
 	return nil, fmt.Errorf("connect %v: %s", dst, err)

@@ -73,7 +73,7 @@ func parseICMP(proto tcpip.NetworkProtocolNumber, p []byte) (Message, bool) {
 		if !ip.IsValid(len(p)) {
 			return Message{}, false
 		}
-		src, trans, p = ip.SourceAddress(), ip.TransportProtocol(), ip.Payload()
+		src, trans, p = ip.SourceAddress(), tcpip.TransportProtocolNumber(ip.NextHeader()), ip.Payload()
 		if trans == header.IPv6FragmentHeader && len(p) >= header.IPv6FragmentHeaderSize {
 			if f := header.IPv6Fragment(p); f.FragmentOffset() == 0 {
 				trans, p = f.TransportProtocol(), p[header.IPv6FragmentHeaderSize:]
