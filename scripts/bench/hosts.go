@@ -260,16 +260,25 @@ func (h *hosts) viaTunnel(ctx context.Context, p *processes, streams int, way st
 
 // iperf measures one transfer and the CPU time that the proxy took for it.
 func iperf(ctx context.Context, proxy int, prefix []string, host string, streams int, way string, seconds int) (sample, int64, error) {
+	var err error
 	args := append(prefix[:len(prefix):len(prefix)], "iperf3", "-c", host, "-p", strconv.Itoa(iperfPort),
 		"-t", strconv.Itoa(seconds), "-P", strconv.Itoa(streams), "-J")
 	if way == "down" {
 		args = append(args, "-R")
 	}
-	before, err := cpu(proxy)
-	if err != nil {
+	var r report
+	var before time.Duration
+	// The server ends a test a moment after its client, and refuses the next
+	// one until then.
+	if err := poll(ctx, "iperf3", func() bool {
+		if before, err = cpu(proxy); err != nil {
+			return true
+		}
+		r, err = runIperf(ctx, args)
+		return !strings.Contains(r.Error, "busy")
+	}); err != nil {
 		return sample{}, 0, err
 	}
-	out, err := command(ctx, args...)
 	if err != nil {
 		return sample{}, 0, err
 	}
@@ -277,23 +286,32 @@ func iperf(ctx context.Context, proxy int, prefix []string, host string, streams
 	if err != nil {
 		return sample{}, 0, err
 	}
-	var r struct {
-		Error string
-		End   struct {
-			Received struct {
-				Bytes int64   `json:"bytes"`
-				Bits  float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-		} `json:"end"`
-	}
-	if err := json.Unmarshal([]byte(out), &r); err != nil {
-		return sample{}, 0, err
-	}
 	if r.Error != "" || r.End.Received.Bytes == 0 {
 		return sample{}, 0, fmt.Errorf("iperf3: %q, %d bytes", r.Error, r.End.Received.Bytes)
 	}
 	n := r.End.Received.Bytes
 	return sample{gbits: r.End.Received.Bits / 1e9, cpuPerGB: (after - before).Seconds() / (float64(n) / 1e9)}, n, nil
+}
+
+// A report is the part of iperf3's JSON that counts.
+type report struct {
+	Error string
+	End   struct {
+		Received struct {
+			Bytes int64   `json:"bytes"`
+			Bits  float64 `json:"bits_per_second"`
+		} `json:"sum_received"`
+	} `json:"end"`
+}
+
+// runIperf runs iperf3, whose errors are in its JSON.
+func runIperf(ctx context.Context, args []string) (report, error) {
+	var r report
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).Output()
+	if jsonErr := json.Unmarshal(out, &r); jsonErr != nil {
+		return r, errors.Join(err, jsonErr)
+	}
+	return r, nil
 }
 
 // cpu returns the user and system time of a process.
