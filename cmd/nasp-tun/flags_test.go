@@ -26,6 +26,8 @@ func TestReadmeTables(t *testing.T) {
 	}{
 		{"flags", func(w io.Writer) { flagTable(w, allFlags(&Config{})) }},
 		{"exits", exitTable},
+		{"reasons", reasonTable},
+		{"metrics", metricTable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			begin, end := "<!-- "+tt.name+":begin -->\n", "<!-- "+tt.name+":end -->"
