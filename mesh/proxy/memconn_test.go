@@ -86,8 +86,8 @@ func (c *memConn) Write(b []byte) (int, error) {
 			return sent, net.ErrClosed
 		case me.reset:
 			return sent, syscall.ECONNRESET
-		case peer.closed: // data for a closed socket: the kernel answers RST
-			me.reset = true
+		case peer.closed: // the other kernel answers RST, and the error is told once, here
+			me.eof = true
 			c.w.cond.Broadcast()
 			return sent, syscall.EPIPE
 		}

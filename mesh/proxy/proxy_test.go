@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -49,6 +50,7 @@ func TestWhereAFlowGoes(t *testing.T) {
 		{"a service", []any{echo, echoOnVIP}, nil, vip, "mesh tcp 10.0.0.1:9000", ""},
 		{"a service, as IPv4 in IPv6", []any{echo, echoOnVIP}, nil, "[::ffff:10.96.0.10]:9000", "mesh tcp 10.0.0.1:9000", ""},
 		{"a headless service", []any{headless, echoOnVIP}, nil, vip, "mesh tcp " + vip, ""},
+		{"a headless service, as IPv4 in IPv6", []any{headless, echoOnVIP}, nil, "[::ffff:10.96.0.10]:9000", "mesh tcp " + vip, ""},
 		{"outside, ALLOW_ANY", []any{passthrough, allowAny}, nil, "192.0.2.1:22", "outside tcp 192.0.2.1:22", ""},
 		{"outside, no policy", []any{echo, echoOnVIP}, nil, "192.0.2.1:22", "outside tcp 192.0.2.1:22", ""},
 		{"outside, REGISTRY_ONLY", []any{blackhole, registry}, nil, "192.0.2.1:22", "", "blackhole"},
@@ -265,6 +267,44 @@ func TestServerClosesWhileTheClientSpeaks(t *testing.T) {
 		client.Close()
 		r.running.Wait()
 	})
+}
+
+// The same, where the answer is still on its way when the client's words fail.
+func TestServerClosesBehindALongAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil, echo, echoOnVIP)
+		client, server := opened(t, r)
+		answer := strings.Repeat("0123456789", 25_000) // more than one window, less than two
+		send(t, server, answer)
+		server.Close()
+		synctest.Wait() // the relay waits for the client to read
+		send(t, client, "more of it")
+		synctest.Wait()
+		expect(t, client, answer)
+		expectEnd(t, client, io.EOF)
+		client.Close()
+		r.expectReason("upstream_reset")
+	})
+}
+
+// A flow is load on its endpoint while it lives.
+func TestLoadOfAnEndpoint(t *testing.T) {
+	mesh := published(t, echo, echoOnVIP)
+	r := newRig(t, func(c *proxy.Config) { c.Catalog = mesh })
+	host := mesh.Snapshot().Cluster(echo.Name).LB.Hosts()[0]
+	client, server := opened(t, r)
+	if n := host.Active(); n != 1 {
+		t.Errorf("load of an open flow: %d", n)
+	}
+	client.Close()
+	server.Close()
+	r.expectReason("")
+	r.dialErr = errRefused
+	<-r.connect(vip).rejected
+	r.running.Wait()
+	if n := host.Active(); n != 0 {
+		t.Errorf("load after the end: %d", n)
+	}
 }
 
 func TestDrain(t *testing.T) {
