@@ -21,12 +21,20 @@ const (
 )
 
 // app is the HTTP side of a port: the sidecar's work on the headers, then the
-// application, which is gRPC or the HTTP echo by content type.
+// application.
 func (w *workload) app(p Port) http.Handler {
+	application := w.application(p)
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		forward(r, w.identity)
+		application.ServeHTTP(rw, r)
+	})
+}
+
+// application is what a port serves: gRPC or the HTTP echo, by content type.
+func (w *workload) application(p Port) http.Handler {
 	echo := w.httpEcho(p)
 	rpc := w.grpcEcho()
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		forward(r, w.identity)
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			rpc.ServeHTTP(rw, r)
 			return
