@@ -20,7 +20,15 @@ var (
 	descSyncAge    = desc("xds_last_update_seconds", "Unix time of the last response of istiod.")
 	descExpiry     = desc("certificate_expiry_seconds", "Unix time at which the certificate ends.")
 	descIgnored    = desc("ignored_features", "Configured features that have no effect here.", "feature")
+	descDNS        = desc("dns_queries_total", "Questions of programs by what became of them.", "outcome")
+	descUpstream   = desc("upstream_connections", "Connections to endpoints now.", "state")
+	descEvents     = desc("upstream_events_total", "What happened to connections to endpoints.", "event")
 )
+
+var descs = []*prometheus.Desc{
+	descReady, descConnected, descReconnects, descRejected, descSyncAge, descExpiry, descIgnored,
+	descDNS, descUpstream, descEvents,
+}
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("nasp_tun_"+name, help, labels, nil)
@@ -28,7 +36,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descReady, descConnected, descReconnects, descRejected, descSyncAge, descExpiry, descIgnored} {
+	for _, d := range descs {
 		ch <- d
 	}
 }
@@ -38,18 +46,33 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	count := func(d *prometheus.Desc, v int) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	count := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
 	st := c.m.Status()
 	gauge(descReady, truth(st.Ready))
 	gauge(descConnected, truth(st.Istiod.Connected))
-	count(descReconnects, st.Istiod.Reconnects)
+	count(descReconnects, float64(st.Istiod.Reconnects))
 	gauge(descRejected, float64(len(st.Istiod.Rejected)))
 	gauge(descSyncAge, unix(st.Istiod.LastUpdate))
 	gauge(descExpiry, unix(st.Identity.NotAfter))
 	for f, n := range st.Ignored {
 		gauge(descIgnored, float64(n), f)
+	}
+	for outcome, n := range map[string]uint64{
+		"answered": st.DNS.Answered, "forwarded": st.DNS.Forwarded, "failed": st.DNS.Failed,
+		"refused": st.DNS.Refused, "malformed": st.DNS.Malformed,
+	} {
+		count(descDNS, float64(n), outcome)
+	}
+	up := c.m.up.Status()
+	gauge(descUpstream, float64(up.Open-up.Idle), "active")
+	gauge(descUpstream, float64(up.Idle), "idle")
+	for event, n := range map[string]int64{
+		"dial": up.Dials, "dial_error": up.DialErrors, "reused": up.Reused, "stale": up.Stale,
+		"retired": up.Retired, "evicted": up.Evicted, "overflow": up.Overflows, "name_error": up.NameErrors,
+	} {
+		count(descEvents, float64(n), event)
 	}
 }
 

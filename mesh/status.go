@@ -19,9 +19,19 @@ type Status struct {
 	Identity IdentityStatus `json:"identity"`
 	Istiod   IstiodStatus   `json:"istiod"`
 	Services int            `json:"services"`
+	DNS      DNSStatus      `json:"dns"`
 	// Ignored counts the features of the configuration that have no effect.
 	Ignored  map[string]int `json:"ignored,omitempty"`
 	Warnings []string       `json:"warnings,omitempty"`
+}
+
+// DNSStatus counts the questions that programs asked.
+type DNSStatus struct {
+	Answered  uint64 `json:"answered"` // from the mesh's own names
+	Forwarded uint64 `json:"forwarded"`
+	Failed    uint64 `json:"failed"`  // forwarded in vain
+	Refused   uint64 `json:"refused"` // too many at a time
+	Malformed uint64 `json:"malformed"`
 }
 
 // IdentityStatus describes the certificate that upstreams see.
@@ -50,7 +60,11 @@ type IstiodStatus struct {
 
 // Status reports the state of the node. It may be called at any time.
 func (m *Mesh) Status() Status {
-	st := Status{Identity: m.identityStatus(), Istiod: m.istiodStatus(m.xds.Status())}
+	q := m.dns.Stats()
+	st := Status{
+		Identity: m.identityStatus(), Istiod: m.istiodStatus(m.xds.Status()),
+		DNS: DNSStatus{Answered: q.Answered, Forwarded: q.Forwarded, Failed: q.Failed, Refused: q.Refused, Malformed: q.Malformed},
+	}
 	select {
 	case <-m.ready:
 		st.Ready = true

@@ -92,7 +92,8 @@ func writeStatus(w io.Writer, st *sessionStatus, now time.Time) {
 	}
 	t.row("istiod", istiod)
 	t.row("services", strconv.Itoa(m.Services))
-	t.row("dns", st.DNS.Resolver+", then "+orNone(strings.Join(st.DNS.Upstream, ", ")))
+	t.row("dns", fmt.Sprintf("%s, then %s; %d answered, %d forwarded, %d failed", st.DNS.Resolver,
+		orNone(strings.Join(st.DNS.Upstream, ", ")), m.DNS.Answered, m.DNS.Forwarded, m.DNS.Failed))
 	t.row("flows", fmt.Sprintf("%d TCP, %d UDP, %d refused", st.Flows.TCP, st.Flows.UDP, st.Flows.Refused))
 	offload := "without offload"
 	if st.Device.Offload {
