@@ -117,14 +117,14 @@ func inspectors(l *catalog.Listener) string {
 func (m *Mesh) explainChain(e *Explanation, s *catalog.Snapshot, c *resource.FilterChain, dst netip.AddrPort, host, path string) *Explanation {
 	name := c.Name
 	if name == "" {
-		name = "(unnamed)"
+		name = "(unnamed)" // as istiod leaves most
 	}
 	switch {
 	case c.Refused != "":
 		return e.stop("filter chain", name, "refused: "+c.Refused)
 	case c.TCP != nil:
 		e.ok("filter chain", name, "TCP")
-		return m.explainClusters(e, s, c.TCP.Clusters, dst)
+		return m.explainClusters(e, s, c.TCP.Clusters, dst, upstream.Describe)
 	}
 	e.ok("filter chain", name, "HTTP")
 	t := s.Routes(c.HTTP)
@@ -146,7 +146,9 @@ func (m *Mesh) explainChain(e *Explanation, s *catalog.Snapshot, c *resource.Fil
 		return e.stop("route", vh.Name, fmt.Sprintf("answered by the route itself: %d", r.Direct.Status))
 	}
 	e.ok("route", strings.TrimSuffix(vh.Name+"/"+r.Name, "/"), routeDetail(r))
-	return m.explainClusters(e, s, r.Action.Clusters, dst)
+	return m.explainClusters(e, s, r.Action.Clusters, dst, func(cfg *resource.Cluster, ep *resource.Endpoint) resource.Transport {
+		return upstream.DescribeHTTP(cfg, ep, c.HTTP.IstioALPN)
+	})
 }
 
 func routeDetail(r *resource.Route) string {
@@ -163,7 +165,10 @@ func routeDetail(r *resource.Route) string {
 	return strings.Join(d, ", ")
 }
 
-func (m *Mesh) explainClusters(e *Explanation, s *catalog.Snapshot, set []resource.WeightedCluster, dst netip.AddrPort) *Explanation {
+// describe tells how an endpoint is reached, by HTTP or by raw TCP.
+type describe func(*resource.Cluster, *resource.Endpoint) resource.Transport
+
+func (m *Mesh) explainClusters(e *Explanation, s *catalog.Snapshot, set []resource.WeightedCluster, dst netip.AddrPort, how describe) *Explanation {
 	w := catalog.Choose(set, 0)
 	if w == nil {
 		return e.stop("cluster", "none", "the route names no cluster")
@@ -197,10 +202,10 @@ func (m *Mesh) explainClusters(e *Explanation, s *catalog.Snapshot, set []resour
 		return e
 	}
 	e.ok("cluster", w.Name, split)
-	return m.explainEndpoint(e, s, c, dst)
+	return m.explainEndpoint(e, s, c, dst, how)
 }
 
-func (m *Mesh) explainEndpoint(e *Explanation, s *catalog.Snapshot, c *catalog.Cluster, dst netip.AddrPort) *Explanation {
+func (m *Mesh) explainEndpoint(e *Explanation, s *catalog.Snapshot, c *catalog.Cluster, dst netip.AddrPort, how describe) *Explanation {
 	ep := &resource.Endpoint{Address: dst, Weight: 1}
 	detail := "the address that was dialled"
 	if c.Config.Discovery != resource.OriginalDst {
@@ -214,7 +219,7 @@ func (m *Mesh) explainEndpoint(e *Explanation, s *catalog.Snapshot, c *catalog.C
 		return e.stop("endpoint", dst.String(), "reached by HBONE only, which is not supported yet: refused")
 	}
 	e.ok("endpoint", ep.Key(), detail)
-	d := upstream.Describe(c.Config, ep)
+	d := how(c.Config, ep)
 	switch d.Kind {
 	case resource.Plain:
 		e.ok("transport", d.Kind.String(), "istiod marks this endpoint as one without mutual TLS")

@@ -125,9 +125,9 @@ func (m *Mesh) warnings(st *Status) []string {
 	return w
 }
 
-// Services lists the services of the mesh whose name matches pattern, a
-// shell pattern over "name.namespace", or a part of it; an empty one matches
-// all.
+// Services lists the services of the mesh whose host, or the "name.namespace"
+// that it begins with, matches pattern: a shell pattern or a part of the name.
+// An empty one matches all.
 func (m *Mesh) Services(pattern string) ([]catalog.Service, error) {
 	if _, err := path.Match(pattern, ""); err != nil {
 		return nil, fmt.Errorf("pattern %q: %w", pattern, err)
@@ -146,7 +146,11 @@ func (m *Mesh) Services(pattern string) ([]catalog.Service, error) {
 }
 
 func matchService(pattern string, svc *catalog.Service) bool {
-	for _, name := range []string{svc.Name, svc.Name + "." + svc.Namespace} {
+	names := []string{svc.Name}
+	if short, _, ok := strings.Cut(svc.Name, ".svc."); ok {
+		names = append(names, short)
+	}
+	for _, name := range names {
 		if ok, _ := path.Match(pattern, name); ok {
 			return true
 		}

@@ -108,3 +108,23 @@ func Describe(cfg *resource.Cluster, e *resource.Endpoint) resource.Transport {
 	}
 	return t
 }
+
+// DescribeHTTP is Describe for a request of an HTTP/1.1 client, with the ALPN
+// that [Manager.HTTP] offers. istio says that the listener has the filter
+// istio.alpn.
+func DescribeHTTP(cfg *resource.Cluster, e *resource.Endpoint, istio bool) resource.Transport {
+	t := cfg.TransportFor(e)
+	if t.Kind != resource.IstioMTLS {
+		t.ALPN = nil
+		return t
+	}
+	v := HTTP1
+	switch cfg.HTTP {
+	case resource.HTTP2:
+		v = HTTP2
+	case resource.AutoHTTP:
+		v = Auto
+	}
+	t.ALPN = httpALPN(cfg, t.ALPN, v, istio)
+	return t
+}
