@@ -26,7 +26,7 @@ type source struct {
 	trailer func() http.Header // to be called after the end; may be nil
 	keep    bool               // remember what was read, for another try
 	atEnd   func()             // called once when the body has been read to its end
-	ready   func() bool        // is something at hand that was read ahead?
+	ready   func() bool        // is something at hand that was read ahead? nil: not known
 	wg      sync.WaitGroup     // whoever reads
 
 	kept   []byte
@@ -68,18 +68,22 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// rewind makes the body ready for another try, and reports whether it can: it
-// was whole all along, was not begun, or was read to its end and kept.
-func (s *source) rewind() bool {
+// replayable reports whether another try can send the body: it was whole all
+// along, was not begun, or was read to its end and kept.
+func (s *source) replayable() bool {
 	if !s.streams || s.state.Load() == sourceUntouched {
 		return true
 	}
-	if s.state.Load() != sourceEnded || s.lost || !s.keep || s.trailer != nil && len(s.trailer()) > 0 {
-		return false
+	return s.state.Load() == sourceEnded && s.keep && !s.lost && len(s.trailers()) == 0
+}
+
+// rewind makes a replayable body ready for another try. The connection of the
+// last one must have been given up, since its writer is waited for.
+func (s *source) rewind() {
+	s.wg.Wait()
+	if s.streams && s.state.Load() == sourceEnded {
+		s.streams, s.whole, s.length = false, s.kept, int64(len(s.kept))
 	}
-	s.wg.Wait() // the reader has nothing left to read, and its connection is closed
-	s.streams, s.whole, s.length = false, s.kept, int64(len(s.kept))
-	return true
 }
 
 // ended reports whether nothing is left to read from the client.
@@ -125,13 +129,16 @@ func (p *pump) over() bool {
 }
 
 // An outgoing is a request body as net/http's HTTP/2 client takes it. The
-// client may go on reading after it has returned the response; it closes the
-// body when it does not any more, for which the source's group waits.
+// client may go on reading after it has returned the response, and may close
+// the body while it reads. The source's group waits until it does neither.
 type outgoing struct {
 	r     io.Reader
 	atEOF func() // may be nil
 	src   *source
-	once  sync.Once
+
+	mu      sync.Mutex
+	reading bool
+	closed  bool
 }
 
 func (s *source) outgoing() *outgoing {
@@ -145,15 +152,35 @@ func (s *source) outgoing() *outgoing {
 
 // Read reads the body for the HTTP/2 client.
 func (o *outgoing) Read(b []byte) (int, error) {
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return 0, http.ErrBodyReadAfterClose
+	}
+	o.reading = true
+	o.mu.Unlock()
 	n, err := o.r.Read(b)
 	if err == io.EOF && o.atEOF != nil {
 		o.atEOF()
 	}
+	o.mu.Lock()
+	o.reading = false
+	if o.closed {
+		o.src.wg.Done()
+	}
+	o.mu.Unlock()
 	return n, err
 }
 
 // Close ends the reading.
 func (o *outgoing) Close() error {
-	o.once.Do(o.src.wg.Done)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.closed = true
+		if !o.reading {
+			o.src.wg.Done()
+		}
+	}
 	return nil
 }

@@ -317,7 +317,9 @@ func (c *client1) respond(x *exchange, r *http.Response) (side, error) {
 			return s, err
 		}
 	}
-	if c.head.br.Buffered() == 0 || c.last || x.src.streams {
+	// A pipelined request lets the answers leave together. While a body
+	// streams the buffer is its pump's.
+	if c.last || x.src.streams || c.head.br.Buffered() == 0 {
 		if err := w.flush(); err != nil {
 			return sideWrite, err
 		}

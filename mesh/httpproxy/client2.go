@@ -179,7 +179,7 @@ func (c *client2) respond(x *exchange, r *http.Response) (side, error) {
 	x.begun.Store(true)
 	c.header(r.Header)
 	c.w.WriteHeader(r.StatusCode)
-	if r.Body != http.NoBody && x.r.Method != http.MethodHead {
+	if x.r.Method != http.MethodHead {
 		if s, err := c.relay(x, r); err != nil {
 			return s, err
 		}
@@ -192,7 +192,9 @@ func (c *client2) respond(x *exchange, r *http.Response) (side, error) {
 }
 
 func (c *client2) relay(x *exchange, r *http.Response) (side, error) {
-	if !x.answerReady() {
+	// A head that is all there is must end its stream itself: gRPC clients take
+	// the status from such a one.
+	if r.ContentLength != 0 && !x.answerReady() {
 		if err := c.rc.Flush(); err != nil {
 			return sideWrite, err
 		}

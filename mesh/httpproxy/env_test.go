@@ -112,7 +112,7 @@ func (e *env) start() *env {
 	}}, nil)
 	c.SetRoutes([]*resource.RouteConfiguration{e.routes}, nil)
 	c.SetNames(&resource.NameTable{Names: map[string]*resource.Name{
-		"echo.testing": {Host: "echo.testing", Addresses: []netip.Addr{e.dst.Addr()}},
+		"echo.testing": {Host: "echo.testing", Addresses: []netip.Addr{netip.MustParseAddrPort(vip).Addr()}},
 	}})
 	c.Publish()
 	var err error
@@ -354,4 +354,42 @@ func (e *env) h2serve(addr string, h http.Handler) {
 		}
 	})
 	e.t.Cleanup(func() { _ = srv.Close(); wg.Wait() })
+}
+
+func newReader(c net.Conn) *bufio.Reader { return bufio.NewReader(c) }
+
+// serveWith serves one connection with a Downstream of the test's own.
+func (e *env) serveWith(in httpproxy.Downstream) (near *upstreamtest.Conn, done chan struct{}) {
+	near, far := upstreamtest.Pipe()
+	done = make(chan struct{})
+	e.wg.Go(func() {
+		defer close(done)
+		e.proxy.Serve(e.ctx, far, in)
+	})
+	e.t.Cleanup(func() { near.Abort(); <-done })
+	return near, done
+}
+
+// plain answers at an endpoint without TLS.
+func plain(e *env, l net.Listener, f func(head string, s *server) string) {
+	e.accept(l, func(c net.Conn) {
+		s := &server{Conn: c, br: bufio.NewReader(c)}
+		for {
+			head, err := s.head()
+			if err != nil {
+				return
+			}
+			s.say(f(head, s))
+		}
+	})
+}
+
+// readBody reads the body of a request whose head was read.
+func readBody(s *server, head string) (int, error) {
+	r, err := http.ReadRequest(bufio.NewReader(io.MultiReader(strings.NewReader(head), s.br)))
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.Copy(io.Discard, r.Body)
+	return int(n), err
 }

@@ -109,6 +109,12 @@ func (l *lifeline) why() error {
 	return l.cause
 }
 
+// stopped reports whether the exchange, and not a mere try, was cut off.
+func (l *lifeline) stopped() bool {
+	why := l.why()
+	return why != nil && why != errTryTimeout
+}
+
 // end closes the line and returns what it was cut for.
 func (l *lifeline) end() error {
 	l.mu.Lock()

@@ -49,29 +49,33 @@ func (s *series) init(x *exchange) {
 	x.src.keep = x.src.streams && s.left > 0
 }
 
-// again decides about one more attempt after one that met the conditions on,
-// and waits until it is due.
+// again decides about one more attempt after one that met the conditions on.
+// If there is one, the caller gives the last attempt up and calls pause.
 func (s *series) again(on resource.RetryOn) bool {
-	if on&s.policy.On == 0 || s.policy.On == 0 {
+	if on&s.policy.On == 0 {
 		return false
 	}
 	if s.left == 0 {
 		s.exhausted = true
 		return false
 	}
-	if !s.x.src.rewind() {
+	if !s.x.src.replayable() || s.x.life.stopped() {
 		return false
 	}
 	s.left--
 	s.x.p.retries.Add(1)
+	return true
+}
+
+// pause waits until the next attempt is due.
+func (s *series) pause() {
+	s.x.src.rewind()
 	wait := time.NewTimer(rand.N(s.interval))
 	defer wait.Stop()
 	s.interval = min(s.interval*backoffGrowth, s.most)
 	select {
 	case <-wait.C:
-		return true
 	case <-s.x.ctx.Done():
-		return false
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -56,30 +57,46 @@ func (x *exchange) forward() {
 	for {
 		a := &attempt{x: x}
 		f := a.run(&s)
-		if f == nil {
-			if on := s.answerConditions(a.resp); on == 0 || !s.again(on) {
-				x.deliver(a)
-				return
+		if f == nil && !s.again(s.answerConditions(a.resp)) {
+			if s.exhausted {
+				x.rec.Flags = "URX"
 			}
-			a.end(false)
+			x.deliver(a)
+			return
+		}
+		if f == nil {
+			a.end(a.drain())
+			s.pause()
 			continue
 		}
 		a.end(false)
-		if why := x.life.why(); why != nil && why != errTryTimeout {
-			x.answer(cutReply(why))
+		switch {
+		case x.life.stopped():
+			x.answer(cutReply(x.life.why()))
 			return
-		}
-		if f.dead && s.replays < maxReplays && x.src.rewind() {
+		case f.dead && s.replays < maxReplays && x.src.replayable():
 			s.replays++
 			s.fresh = s.replays == maxReplays
 			x.p.replays.Add(1)
-			continue
-		}
-		if !s.again(f.on) {
+			x.src.rewind()
+		case s.again(f.on):
+			s.pause()
+		default:
 			x.giveUp(f, &s)
 			return
 		}
 	}
+}
+
+// drain reads the body of a response that is not wanted, if it is there
+// already: then the connection is good for more.
+func (a *attempt) drain() bool {
+	h, n := a.lease.H1, a.resp.ContentLength
+	if h == nil || n < 0 || n > int64(h.R.Buffered()) {
+		return false
+	}
+	_, err := io.Copy(io.Discard, a.resp.Body)
+	return err == nil
 }
 
 // giveUp answers for an attempt that was the last.

@@ -117,7 +117,7 @@ func (a *attempt) startPump(small *[]byte) {
 
 func (a *attempt) sendBody(p *pump) error {
 	x, w := a.x, &a.w
-	if x.r.Header["Expect"] != nil || !x.src.ready() {
+	if x.r.Header["Expect"] != nil || x.src.ready == nil || !x.src.ready() {
 		if err := w.flush(); err != nil { // the body may wait for an answer to the head
 			return err
 		}
