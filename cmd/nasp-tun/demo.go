@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nasp-tun/nasp-tun/mesh/minimesh"
+	"github.com/nasp-tun/nasp-tun/netstack/host"
 )
 
 func (a *app) demoCommand() *cobra.Command {
@@ -60,6 +61,7 @@ type demoMesh struct {
 	mesh     *minimesh.Mesh
 	heimdall *demoHeimdall
 	dir      string // 0700; holds the CA file and the token
+	caught   <-chan os.Signal
 }
 
 // startDemo starts everything on loopback. The returned function ends it and
@@ -125,8 +127,17 @@ func (a *app) through(ctx context.Context, d *demoMesh, args []string) error {
 	return a.runTunnel(ctx, &cfg, args)
 }
 
-// demoRun runs CMD in place of the tour.
-func (a *app) demoRun(ctx context.Context, args []string) error {
+// withDemo runs something beside the demo's mesh. A signal that comes while no
+// CMD is there to take it ends the demo afterwards, so that its files are
+// removed first.
+func (a *app) withDemo(ctx context.Context, use func(*demoMesh) error) error {
+	caught := make(chan os.Signal, 1)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) { // as under nohup
+			signal.Notify(caught, sig)
+		}
+	}
+	defer signal.Stop(caught)
 	logs, err := openLogs(&a.cfg.Observe, a.stderr)
 	if err != nil {
 		return err
@@ -137,12 +148,30 @@ func (a *app) demoRun(ctx context.Context, args []string) error {
 		return err
 	}
 	defer stop()
-	return a.through(ctx, d, args)
+	d.caught = caught
+	return use(d)
+}
+
+// interrupted returns the signal that came, as an end of this program.
+func (d *demoMesh) interrupted() error {
+	select {
+	case sig := <-d.caught:
+		if s, ok := sig.(syscall.Signal); ok {
+			return &exitError{status: host.ExitStatus{Signal: s}}
+		}
+	default:
+	}
+	return nil
+}
+
+// demoRun runs CMD in place of the tour.
+func (a *app) demoRun(ctx context.Context, args []string) error {
+	return a.withDemo(ctx, func(d *demoMesh) error { return a.through(ctx, d, args) })
 }
 
 // demoServe keeps the mesh up for other terminals until it is interrupted.
 func (a *app) demoServe(ctx context.Context) error {
-	ctx, cancel := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 	logs, err := openLogs(&a.cfg.Observe, a.stderr)
 	if err != nil {
@@ -185,34 +214,28 @@ func (a *app) demoTour(ctx context.Context) error {
 	if err != nil {
 		return errNoCurl
 	}
-	logs, err := openLogs(&a.cfg.Observe, a.stderr)
-	if err != nil {
-		return err
-	}
-	defer logs.close()
-	d, stop, err := startDemo(ctx, minimesh.Config{}, logs)
-	if err != nil {
-		return err
-	}
-	defer stop()
-	fmt.Fprintf(a.stdout, "A small mesh runs inside this process: istiod at %s, Heimdall at\n%s, and two workloads of echo.testing that demand mutual TLS.\n",
-		d.mesh.IstiodAddr(), d.heimdall.url)
-	for _, stage := range []struct {
-		title string
-		args  []string
-	}{
-		{"HTTP, by this machine's own curl", []string{curl, "-sS", "http://echo.testing"}},
-		{"raw TCP, by a program that opens a socket", []string{program(), demoClientVerb, "tcp", "echo.testing:9000"}},
-		{"gRPC, by a program that knows no mesh", []string{program(), demoClientVerb, "grpc", "echo.testing:7070"}},
-	} {
-		fmt.Fprintf(a.stdout, "\n# %s\n$ nasp-tun exec ... -- %s\n", stage.title, shown(stage.args))
-		err := a.through(ctx, d, stage.args)
-		if failed(err) {
-			return demoFailure(stage.args[0], err)
+	return a.withDemo(ctx, func(d *demoMesh) error {
+		fmt.Fprintf(a.stdout, "A small mesh runs inside this process: istiod at %s, Heimdall at\n%s, and two workloads of echo.testing that demand mutual TLS.\n",
+			d.mesh.IstiodAddr(), d.heimdall.url)
+		for _, show := range []struct {
+			title string
+			args  []string
+		}{
+			{"HTTP, by this machine's own curl", []string{curl, "-sS", "http://echo.testing"}},
+			{"raw TCP, by a program that opens a socket", []string{program(), demoClientVerb, "tcp", "echo.testing:9000"}},
+			{"gRPC, by a program that knows no mesh", []string{program(), demoClientVerb, "grpc", "echo.testing:7070"}},
+		} {
+			if err := d.interrupted(); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "\n# %s\n$ nasp-tun exec ... -- %s\n", show.title, shown(show.args))
+			if err := a.through(ctx, d, show.args); failed(err) {
+				return demoFailure(show.args[0], err)
+			}
 		}
-	}
-	writeTourEnd(a.stdout, d)
-	return nil
+		writeTourEnd(a.stdout, d)
+		return nil
+	})
 }
 
 // shown is a command as a person would have typed it.

@@ -23,7 +23,7 @@ import (
 // with real namespaces, a real TUN and the machine's own clients.
 
 // e2eTimeout ends a program that hangs, so that the test says which.
-const e2eTimeout = 60 * time.Second
+const e2eTimeout = 4 * time.Minute
 
 // needRoot skips a test that makes namespaces, for a developer without root. In
 // CI a skip is a failure.

@@ -72,20 +72,23 @@ type target struct {
 	path string
 }
 
-const defaultPort = 80
-
+// parseTarget reads HOST[:PORT][/PATH], also as a URL of http or https.
 func parseTarget(s string) (target, error) {
-	rest, path, hasPath := strings.Cut(s, "/")
-	t := target{host: rest, port: defaultPort}
+	t := target{port: 80}
+	rest := strings.TrimPrefix(s, "http://")
+	if after, ok := strings.CutPrefix(rest, "https://"); ok {
+		rest, t.port = after, 443
+	}
+	authority, path, hasPath := strings.Cut(rest, "/")
 	if hasPath {
 		t.path = "/" + path
 	}
-	if host, port, err := net.SplitHostPort(rest); err == nil {
-		n, err := parsePort(port)
-		if err != nil {
+	t.host = authority
+	if host, port, err := net.SplitHostPort(authority); err == nil {
+		if t.port, err = parsePort(port); err != nil {
 			return target{}, &usageError{err}
 		}
-		t.host, t.port = host, n
+		t.host = host
 	}
 	t.host = strings.Trim(t.host, "[]")
 	if t.host == "" {

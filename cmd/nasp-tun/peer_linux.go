@@ -30,6 +30,12 @@ func peerUID(c *net.UnixConn) (uint32, error) {
 	return cred.Uid, nil
 }
 
+// ownFolder reports whether a folder belongs to this user.
+func ownFolder(path string) bool {
+	var st unix.Stat_t
+	return unix.Stat(path, &st) == nil && int(st.Uid) == os.Geteuid()
+}
+
 // lockDir checks that a folder is this user's alone, and holds a lock on it
 // until the returned function is called. In a folder like /tmp anyone could
 // have made one of our name first.

@@ -63,6 +63,7 @@ func (a *app) verb(cmd *cobra.Command, run func(*cobra.Command, []string) error,
 			return nil
 		}
 	}
+	a.complete(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		err := a.cfg.load(cmd.Flags())
 		if err == nil {
@@ -91,4 +92,26 @@ func (a *app) ended(cmd *cobra.Command, args []string, err error) error {
 		return asCommand(err)
 	}
 	return err
+}
+
+// complete tells the shell what may follow some flags. A flag that the verb does
+// not have is an error of RegisterFlagCompletionFunc, and no matter.
+func (a *app) complete(cmd *cobra.Command) {
+	words := func(w ...string) cobra.CompletionFunc {
+		return cobra.FixedCompletions(w, cobra.ShellCompDirectiveNoFileComp)
+	}
+	for flag, f := range map[string]cobra.CompletionFunc{
+		"output": words("text", "json"), "outside": words("mesh", "allow"),
+		"log-level":  words("debug", "info", "warn", "error"),
+		"log-format": words("text", "json"), "access-log-format": words("text", "json"),
+		"session": func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			for _, s := range sessions(sessionDirs(a.cfg.env)) {
+				names = append(names, s.Name)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, f)
+	}
 }

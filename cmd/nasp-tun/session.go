@@ -79,14 +79,15 @@ func (e *manySessionsError) Error() string {
 // sessionDirs are the folders where sockets of this user can lie, the
 // preferred one first.
 func sessionDirs(env environment) []string {
-	var dirs []string
-	if d := env.runtimeDir(); filepath.IsAbs(d) {
-		dirs = append(dirs, filepath.Join(d, "nasp-tun"))
+	// Under sudo -E the variable is that of another user.
+	if d := env.runtimeDir(); filepath.IsAbs(d) && ownFolder(d) {
+		return []string{filepath.Join(d, "nasp-tun")}
 	}
+	temp := filepath.Join(os.TempDir(), fmt.Sprintf("nasp-tun-%d", os.Geteuid()))
 	if os.Geteuid() == 0 {
-		dirs = append(dirs, "/run/nasp-tun")
+		return []string{"/run/nasp-tun", temp} // a container's /run may be read-only
 	}
-	return append(dirs, filepath.Join(os.TempDir(), fmt.Sprintf("nasp-tun-%d", os.Geteuid())))
+	return []string{temp}
 }
 
 // listenSession opens the socket of this process in the first folder that can

@@ -18,15 +18,12 @@ import (
 // What the host around CMD's private network contributes to it: names, IPv6,
 // and things that the user should be told.
 
-const resolverName = "resolver.nasp-tun.internal"
-
 // localNames are the names of nasp-tun itself.
 func (t *tunnel) localNames() map[string]netip.Addr {
-	local := map[string]netip.Addr{resolverName: host.ResolverAddr}
-	if !t.cfg.Exec.NoHostLoopback {
-		local[host.HostLoopbackName] = host.HostLoopbackAddr
+	if t.cfg.Exec.NoHostLoopback {
+		return nil
 	}
-	return local
+	return map[string]netip.Addr{host.HostLoopbackName: host.HostLoopbackAddr}
 }
 
 // followIPv6 keeps CMD's IPv6 as wide as the host's: a program turns to IPv4 at
