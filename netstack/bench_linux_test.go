@@ -166,8 +166,7 @@ func BenchmarkUpload(b *testing.B) {
 		}
 		b.ReportMetric(float64(b.N)*benchBlock*8/1e9/b.Elapsed().Seconds(), "Gbit/s")
 		if stats != nil {
-			s := stats()
-			b.ReportMetric(float64(s.Device.RxBytes)/float64(s.Device.RxPackets), "B/packet")
+			b.ReportMetric(float64(stats().Device.RxMean()), "B/packet")
 		}
 	})
 }
@@ -187,8 +186,7 @@ func BenchmarkDownload(b *testing.B) {
 		}
 		b.ReportMetric(float64(b.N)*benchBlock*8/1e9/b.Elapsed().Seconds(), "Gbit/s")
 		if stats != nil {
-			s := stats()
-			b.ReportMetric(float64(s.Device.TxBytes)/float64(s.Device.TxPackets), "B/packet")
+			b.ReportMetric(float64(stats().Device.TxMean()), "B/packet")
 		}
 	})
 }

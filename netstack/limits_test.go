@@ -3,6 +3,7 @@
 package netstack_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -126,13 +127,40 @@ func TestFlowLimit(t *testing.T) {
 	conn.Close()
 }
 
+// Beyond the connections that get full buffers, further ones work too.
+func TestManyConnections(t *testing.T) {
+	c, s := start(t, handler{tcp: accept(t, func(_ context.Context, conn *netstack.TCPConn) { io.Copy(conn, conn) })},
+		netstacktest.Options{}, netstack.Limits{})
+	const n = 1100
+	conns := make([]*netstacktest.Conn, n)
+	for i := range conns {
+		var err error
+		if conns[i], err = c.DialTCP(t.Context(), service4); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, func() bool { return s.Stats().TCP.Open == n })
+	for i, conn := range conns {
+		want := counting(300_000)
+		if i < n-10 {
+			want = want[:1]
+		}
+		conn.Write(want)
+		conn.CloseWrite()
+		if b, err := io.ReadAll(conn); !bytes.Equal(b, want) || err != nil {
+			t.Fatalf("connection %d: %d bytes of %d, %v", i, len(b), len(want), err)
+		}
+		conn.Close()
+	}
+}
+
 // A client may open and close connections for ever without ever waiting for
 // one of its ports, although each ends in TIME_WAIT on our side and the ports
 // come round again: no SYN is left without an answer.
 func TestConnectionRateIsSteady(t *testing.T) {
 	n := 100_000
 	if testing.Short() {
-		n = 10_000
+		n = 5000
 	}
 	refs.SetLeakMode(refs.NoLeakChecking)                   // it records a stack for each object
 	t.Cleanup(func() { refs.SetLeakMode(refs.LeaksPanic) }) // once the objects of this test are gone

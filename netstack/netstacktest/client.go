@@ -107,7 +107,9 @@ func newKernel(tb testing.TB, link stack.LinkEndpoint) *stack.Stack {
 	sack := tcpip.TCPSACKEnabled(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 4 << 20, Max: 4 << 20}
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 4 << 20}
+	noRACK := tcpip.TCPRecovery(0) // on a hop of microseconds it probes for what is not lost, and shrinks packets
 	check(s.SetTransportProtocolOption(tcp.ProtocolNumber, &sack))
+	check(s.SetTransportProtocolOption(tcp.ProtocolNumber, &noRACK))
 	check(s.SetTransportProtocolOption(tcp.ProtocolNumber, &receive))
 	check(s.SetTransportProtocolOption(tcp.ProtocolNumber, &send))
 	check(s.CreateNIC(nicID, link))

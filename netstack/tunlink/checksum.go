@@ -4,6 +4,7 @@ package tunlink
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -100,7 +101,11 @@ func locate6(p []byte, size int) (transport, bool) {
 func checksumValid(head, rest []byte) bool {
 	size := len(head) + len(rest)
 	t, ok := locate(head, size)
-	if !ok {
+	switch {
+	case ok:
+	case len(rest) > 0: // options or extension headers that go on in the rest
+		return checksumValid(slices.Concat(head, rest), nil)
+	default:
 		return false
 	}
 	if head[0]>>4 == header.IPv4Version && checksum.Checksum(head[:t.offset], 0) != 0xffff {

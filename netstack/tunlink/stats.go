@@ -19,6 +19,12 @@ type Stats struct {
 	TxLinearised uint64 // sent, but its parts were too many for one writev
 }
 
+// RxMean returns the mean size of the packets read.
+func (s Stats) RxMean() uint64 { return s.RxBytes / max(s.RxPackets, 1) }
+
+// TxMean returns the mean size of the packets written.
+func (s Stats) TxMean() uint64 { return s.TxBytes / max(s.TxPackets, 1) }
+
 type counters struct {
 	rxPackets, rxBytes, txPackets, txBytes atomic.Uint64
 	rxMalformed, rxChecksum, rxOffload     atomic.Uint64
