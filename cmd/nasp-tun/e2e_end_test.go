@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -154,6 +155,55 @@ func TestKilledParent(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(l.runtime, "nasp-tun", "*.sock")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+}
+
+// Killed at any moment of its start, nasp-tun leaves nothing: no CMD outside, no
+// process of the second stage, and no socket that somebody would still find. The
+// time only chooses the moments.
+func TestKilledAtAnyMoment(t *testing.T) {
+	l := newLab(t, minimesh.Config{})
+	const mark = "86399.25"
+	for i := range 20 {
+		cmd := l.naspTun(t, append(l.enrolled(), "--", "sleep", mark)...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		moment := time.NewTimer(time.Duration(i) * 8 * time.Millisecond)
+		<-moment.C
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); ; <-tick.C {
+		left := processesWith(t, mark)
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("left behind: %q", left)
+		}
+	}
+	finish(t, l.naspTun(t, "status")).wantError(t, exitNoSession)
+}
+
+// processesWith lists the processes with an argument.
+func processesWith(t *testing.T, arg string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err == nil && strings.Contains(string(text), "\x00"+arg+"\x00") {
+			found = append(found, strings.ReplaceAll(string(text), "\x00", " "))
+		}
+	}
+	return found
 }
 
 // The token may come by standard input or by nasp's own variable.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nasp-tun/nasp-tun/mesh/identity"
@@ -29,8 +30,13 @@ type joinError struct {
 func (e *joinError) Error() string { return fmt.Sprintf("join the mesh at %s: %v", e.address, e.err) }
 func (e *joinError) Unwrap() error { return e.err }
 
-// errNoAnswer is a join that ran out of time without any error to show.
-var errNoAnswer = fmt.Errorf("no whole configuration within %s", joinTimeout)
+// noAnswer is a join that ran out of time without any error to show.
+func noAnswer(pending []string) error {
+	if len(pending) == 0 {
+		return fmt.Errorf("no certificate within %s", joinTimeout)
+	}
+	return fmt.Errorf("no whole configuration within %s: without %s", joinTimeout, strings.Join(pending, ", "))
+}
 
 // An ended error says that CMD's world ended before CMD began: by a signal that
 // the user sent, or by somebody else's kill.
@@ -54,7 +60,7 @@ func (t *tunnel) waitReady(ctx context.Context, address string) error {
 		case <-ctx.Done():
 			err := t.mesh.LastError()
 			if err == nil {
-				err = errNoAnswer
+				err = noAnswer(t.mesh.Status().Istiod.Pending)
 			}
 			return &joinError{address, err}
 		case <-slow.C:

@@ -39,7 +39,7 @@ func (t *tunnel) observe(s *services) error {
 		if err != nil {
 			return fmt.Errorf("serve metrics: %w", err)
 		}
-		s.start("metrics", func(ctx context.Context) error { return serveHTTP(ctx, l, t.metricsHandler(), t.log) })
+		s.assist("metrics", func(ctx context.Context) error { return serveHTTP(ctx, l, t.metricsHandler(), t.log) })
 	}
 	l, _, err := listenSession(sessionDirs(t.cfg.env), t.name)
 	if err != nil {
@@ -51,7 +51,7 @@ func (t *tunnel) observe(s *services) error {
 		status: t.status, services: t.services, explain: t.explain, dump: t.dump,
 		level: t.logs.level, log: t.log.With("component", "admin"),
 	}
-	s.start("admin", func(ctx context.Context) error { return a.serve(ctx, l) })
+	s.assist("admin", func(ctx context.Context) error { return a.serve(ctx, l) })
 	return nil
 }
 

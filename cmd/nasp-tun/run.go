@@ -143,8 +143,8 @@ func (t *tunnel) join(s *services) error {
 	if err != nil {
 		return err
 	}
-	s.start("enrolment", t.enrol.Run)
-	s.start("mesh", t.mesh.Run)
+	s.vital("enrolment", t.enrol.Run)
+	s.vital("mesh", t.mesh.Run)
 	return t.waitReady(ctx, cfg.Istiod)
 }
 
@@ -165,7 +165,7 @@ func (t *tunnel) serve(s *services) (err error) {
 	if err != nil {
 		return err
 	}
-	s.start("netstack", t.stack.Run)
+	s.vital("netstack", t.stack.Run)
 	if err := t.registry.Register(&stackCollector{t.stack.Stats}); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
@@ -173,15 +173,15 @@ func (t *tunnel) serve(s *services) (err error) {
 	// programs that know them from elsewhere than resolv.conf.
 	packets, listeners := t.world.Stubs()
 	for _, p := range packets {
-		s.start("dns", func(ctx context.Context) error { return t.mesh.DNS().ServePacketConn(ctx, p) })
+		s.assist("dns", func(ctx context.Context) error { return t.mesh.DNS().ServePacketConn(ctx, p) })
 	}
 	for _, l := range listeners {
-		s.start("dns", func(ctx context.Context) error { return t.mesh.DNS().ServeListener(ctx, l) })
+		s.assist("dns", func(ctx context.Context) error { return t.mesh.DNS().ServeListener(ctx, l) })
 	}
 	for _, p := range t.world.HostPorts() {
-		s.start("host port", func(ctx context.Context) error { return t.loopback.serveHostPort(ctx, p.Listener, p.Port) })
+		s.assist("host port", func(ctx context.Context) error { return t.loopback.serveHostPort(ctx, p.Listener, p.Port) })
 	}
-	s.start("ipv6", t.followIPv6)
+	s.assist("ipv6", t.followIPv6)
 	return t.observe(s)
 }
 
@@ -198,7 +198,7 @@ func (t *tunnel) drain(ctx context.Context) {
 
 // services are the parts of a tunnel that run beside CMD.
 type services struct {
-	ctx    context.Context // ends when stop is called or one of them fails
+	ctx    context.Context // ends when stop is called or a vital part fails
 	cancel context.CancelFunc
 	group  *errgroup.Group
 	log    *slog.Logger
@@ -210,14 +210,30 @@ func newServices(ctx context.Context, log *slog.Logger) *services {
 	return &services{ctx, cancel, g, log}
 }
 
-// start runs a part until stop. One that fails earlier ends all others, so that
-// CMD sees no network rather than half of one; the log says why.
-func (s *services) start(name string, run func(context.Context) error) {
+// errEnded is the failure of a vital part that ends without one.
+var errEnded = errors.New("ended by itself")
+
+// vital runs a part without which there is no tunnel. When it fails, all others
+// end too, so that CMD sees no network rather than half of one; the log says why.
+func (s *services) vital(name string, run func(context.Context) error) {
 	s.group.Go(func() error {
 		err := run(s.ctx)
-		if err != nil && s.ctx.Err() == nil {
-			s.log.Error("the tunnel is broken: no network from here on", "part", name, "err", err)
-			return fmt.Errorf("%s: %w", name, err)
+		if s.ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			err = errEnded
+		}
+		s.log.Error("the tunnel is broken: no network from here on", "part", name, "err", err)
+		return err
+	})
+}
+
+// assist runs a part that CMD can do without.
+func (s *services) assist(name string, run func(context.Context) error) {
+	s.group.Go(func() error {
+		if err := run(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("a part has failed", "part", name, "err", err)
 		}
 		return nil
 	})
