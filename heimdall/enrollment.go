@@ -21,6 +21,8 @@ type Enrollment struct {
 	// things: from outside a cluster istiod is reached through a gateway.
 	IstiodAddress    string
 	IstiodServerName string
+	// OtherAddresses lead to istiod too, if a gateway has several.
+	OtherAddresses []string
 	// Roots are the PEM certificates by which istiod and the mesh are
 	// verified.
 	Roots []byte
@@ -84,9 +86,9 @@ func (e *Enrollment) complete() {
 		e.ServiceAccount = "default"
 	}
 	if e.TokenExpiry.IsZero() {
-		_, e.TokenExpiry = e.Token.life()
+		_, e.TokenExpiry = e.Token.Life()
 	}
 	if e.AccessTokenExpiry.IsZero() {
-		_, e.AccessTokenExpiry = e.AccessToken.life()
+		_, e.AccessTokenExpiry = e.AccessToken.Life()
 	}
 }

@@ -21,6 +21,7 @@ var (
 	ErrForbidden    = errors.New("the access token does not permit this")         // 403
 	ErrNotFound     = errors.New("no workload group or no Heimdall at this path") // 404
 	ErrThrottled    = errors.New("asked too often")                               // 429
+	ErrUnavailable  = errors.New("the server cannot tell now")                    // 503
 	ErrServer       = errors.New("the server has an error")                       // 5xx and what is not foreseen
 	ErrUntrusted    = errors.New("the server's certificate is not trusted")
 	ErrUnreachable  = errors.New("the server cannot be reached")
@@ -73,6 +74,7 @@ var statuses = []struct {
 	{http.StatusForbidden, ErrForbidden},
 	{http.StatusNotFound, ErrNotFound},
 	{http.StatusTooManyRequests, ErrThrottled},
+	{http.StatusServiceUnavailable, ErrUnavailable},
 }
 
 // kindOf is the sentinel of a status that is not 200.

@@ -19,7 +19,7 @@ const (
 	maxRequest = 64 << 10
 	// maxHeaderToken bounds an access token; a JWT of Kubernetes has 1 KiB.
 	maxHeaderToken = 16 << 10
-	// retryAfter is what a throttled client is told to wait, in seconds.
+	// retryAfter is what a client that came in vain is told to wait, in seconds.
 	retryAfter = "10"
 )
 
@@ -154,7 +154,7 @@ func refuseError(w http.ResponseWriter, err error) {
 		switch s.code {
 		case http.StatusUnauthorized:
 			w.Header().Set("WWW-Authenticate", "Bearer")
-		case http.StatusTooManyRequests:
+		case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 			w.Header().Set("Retry-After", retryAfter)
 		}
 		refuse(w, s.code, err.Error())

@@ -49,10 +49,10 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // and YAML.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// life reads when a token was issued and when it expires. Tokens of Kubernetes
+// Life reads when a token was issued and when it expires. Tokens of Kubernetes
 // are JWTs; of others nothing is known. The signature is not looked at: a
 // client cannot, and only its own timing depends on it.
-func (s Secret) life() (issued, expiry time.Time) {
+func (s Secret) Life() (issued, expiry time.Time) {
 	parts := strings.Split(s.value, ".")
 	if len(parts) != 3 {
 		return time.Time{}, time.Time{}

@@ -60,7 +60,7 @@ func TestLife(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			issued, expiry := tt.token.life()
+			issued, expiry := tt.token.Life()
 			if !issued.Equal(tt.issued) || !expiry.Equal(tt.expires) {
 				t.Errorf("lives from %v to %v, want %v to %v", issued, expiry, tt.issued, tt.expires)
 			}

@@ -35,7 +35,10 @@ type SourceConfig struct {
 	// renewed in memory.
 	TokenFile string
 	Token     Secret
-	Logger    *slog.Logger // nil: nobody is told
+	// NoAccessToken is for a Fetch that has other credentials, such as a
+	// kubeconfig's; it gets no token.
+	NoAccessToken bool
+	Logger        *slog.Logger // nil: nobody is told
 }
 
 // A Source keeps an enrolment fresh for as long as the process lives: the
@@ -60,7 +63,7 @@ type Source struct {
 
 var (
 	errNoFetch    = errors.New("enrolment source: no fetch function")
-	errTokenPlace = errors.New("enrolment source: a token file or a token is needed, not both")
+	errTokenPlace = errors.New("enrolment source: exactly one of a token file, a token or none at all must be chosen")
 	errNotYet     = errors.New("not enrolled yet")
 	errExpired    = errors.New("the token for istiod has expired")
 )
@@ -70,7 +73,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	if cfg.Fetch == nil {
 		return nil, errNoFetch
 	}
-	if (cfg.TokenFile == "") == cfg.Token.IsZero() {
+	if n := count(cfg.TokenFile != "", !cfg.Token.IsZero(), cfg.NoAccessToken); n != 1 {
 		return nil, errTokenPlace
 	}
 	if cfg.Logger == nil {
@@ -288,7 +291,7 @@ func (s *Source) untilRefresh() time.Duration {
 
 // halfLife is the middle of a token's life; zero: not known.
 func halfLife(t Secret) time.Time {
-	issued, expiry := t.life()
+	issued, expiry := t.Life()
 	if issued.IsZero() || !issued.Before(expiry) {
 		return time.Time{}
 	}
@@ -316,4 +319,14 @@ func retryAfterIn(err error) time.Duration {
 // a server that was away do not come back together.
 func jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d/2+1)
+}
+
+func count(facts ...bool) int {
+	n := 0
+	for _, f := range facts {
+		if f {
+			n++
+		}
+	}
+	return n
 }

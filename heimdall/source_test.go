@@ -46,7 +46,7 @@ func (f *fakeServer) fetch(_ context.Context, access Secret) (Enrollment, error)
 	if f.down != nil {
 		return Enrollment{}, f.down
 	}
-	if _, expiry := access.life(); !expiry.IsZero() && time.Now().After(expiry) {
+	if _, expiry := access.Life(); !expiry.IsZero() && time.Now().After(expiry) {
 		return Enrollment{}, ErrUnauthorized
 	}
 	e := sample()
@@ -96,7 +96,7 @@ func usableFor(t *testing.T, s *Source) time.Duration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, expiry := NewSecret(v).life()
+	_, expiry := NewSecret(v).Life()
 	return time.Until(expiry)
 }
 

@@ -75,9 +75,10 @@ type naspEnvironment struct {
 // ownForm is the answer in our form.
 type ownForm struct {
 	Istiod struct {
-		Address    string `json:"address"`
-		ServerName string `json:"server_name,omitempty"`
-		Roots      string `json:"roots"` // PEM
+		Address    string   `json:"address"`
+		ServerName string   `json:"server_name,omitempty"`
+		Others     []string `json:"other_addresses,omitempty"`
+		Roots      string   `json:"roots"` // PEM
 	} `json:"istiod"`
 	Token       ownToken  `json:"token"`
 	AccessToken *ownToken `json:"access_token,omitempty"`
@@ -197,6 +198,7 @@ func unmarshalNASP(b []byte) (Enrollment, error) {
 func marshalOwn(e *Enrollment) ([]byte, error) {
 	var f ownForm
 	f.Istiod.Address, f.Istiod.ServerName, f.Istiod.Roots = e.IstiodAddress, e.IstiodServerName, string(e.Roots)
+	f.Istiod.Others = e.OtherAddresses
 	f.Token = ownToken{e.Token.Reveal(), e.TokenExpiry}
 	if !e.AccessToken.IsZero() {
 		f.AccessToken = &ownToken{e.AccessToken.Reveal(), e.AccessTokenExpiry}
@@ -219,7 +221,8 @@ func unmarshalOwn(b []byte) (Enrollment, error) {
 	m, w := &f.Mesh, &f.Workload
 	e := Enrollment{
 		IstiodAddress: f.Istiod.Address, IstiodServerName: f.Istiod.ServerName, Roots: []byte(f.Istiod.Roots),
-		Token: NewSecret(f.Token.Value), TokenExpiry: f.Token.Expiry,
+		OtherAddresses: f.Istiod.Others,
+		Token:          NewSecret(f.Token.Value), TokenExpiry: f.Token.Expiry,
 		ClusterID: m.ClusterID, MeshID: m.MeshID, TrustDomain: m.TrustDomain, Revision: m.Revision, IstioVersion: m.IstioVersion,
 		Namespace: w.Namespace, ServiceAccount: w.ServiceAccount, WorkloadName: w.Name, Owner: w.Owner,
 		Labels: w.Labels, Network: w.Network, InstanceIPs: w.InstanceIPs, AutoRegisterGroup: w.AutoRegisterGroup,

@@ -47,6 +47,7 @@ func sample() Enrollment {
 func whole() Enrollment {
 	e := sample()
 	e.TokenExpiry = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	e.OtherAddresses = []string{"gateway.example:15012"}
 	e.AccessToken = NewSecret("access-token")
 	e.AccessTokenExpiry = e.TokenExpiry.Add(24 * time.Hour)
 	return e

@@ -60,6 +60,8 @@ var rooms = map[string][]string{
 	"cmd/nasp-tun":               {"heimdall", "mesh", "mesh/", "netstack", "netstack/host"},
 	"netstack":                   {"netstack/tunlink"},
 	"netstack/netstacktest":      {"netstack", "netstack/tunlink"},
+	"heimdall/kube":              {"heimdall"},
+	"heimdall/kube/kubetest":     {},
 	"mesh":                       {"mesh/"},
 	"mesh/balance":               {"mesh/resource"},
 	"mesh/catalog":               {"mesh/resource", "mesh/balance"},
@@ -83,6 +85,7 @@ var outside = map[string][]string{
 	"github.com/prometheus/client_golang":    {"mesh", "mesh/telemetry", "cmd/nasp-tun"},
 	"github.com/miekg/dns":                   {"mesh", "mesh/dns", "cmd/nasp-tun"},
 	"github.com/spf13/cobra":                 {"cmd/nasp-tun"},
+	"k8s.io/client-go":                       {"heimdall/kube", "heimdall/kube/kubetest"},
 }
 
 // banned are modules that must not be linked at all, with the reason.
@@ -124,6 +127,24 @@ func TestNothingBannedIsLinked(t *testing.T) {
 		}
 		if why, ok := banned[p.Module.Path]; ok {
 			t.Errorf("%s is linked: %s", p.ImportPath, why)
+		}
+	}
+}
+
+// tooLarge are packages that a cluster's program may link and a laptop's may
+// not, with the reason.
+var tooLarge = map[string]string{
+	"k8s.io/client-go/kubernetes":    "the typed clientset costs 14 MB of memory at start",
+	"k8s.io/api":                     "all types of Kubernetes, for a few fields",
+	"sigs.k8s.io/controller-runtime": "it brings the typed clientset",
+}
+
+func TestLaptopStaysSmall(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/nasp-tun", "./heimdall/kube") {
+		for path, why := range tooLarge {
+			if p.ImportPath == path || strings.HasPrefix(p.ImportPath, path+"/") {
+				t.Errorf("%s is linked into nasp-tun: %s", p.ImportPath, why)
+			}
 		}
 	}
 }
