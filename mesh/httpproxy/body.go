@@ -24,13 +24,14 @@ type source struct {
 	streams bool
 	body    io.Reader
 	trailer func() http.Header // to be called after the end; may be nil
-	keep    bool               // remember what was read, for another try
+	keep    atomic.Bool        // remember what is read, for another try
 	atEnd   func()             // called once when the body has been read to its end
 	ready   func() bool        // is something at hand that was read ahead? nil: not known
 	wg      sync.WaitGroup     // whoever reads
 
 	kept   []byte
-	lost   bool // more was read than is kept
+	pooled *[]byte // kept's storage if it is of the pool
+	lost   bool    // more was read than is kept
 	state  atomic.Uint32
 	failed error        // of the client's side; read after state is sourceFailed
 	n      atomic.Int64 // bytes read
@@ -49,8 +50,8 @@ func (s *source) Read(b []byte) (int, error) {
 	s.state.CompareAndSwap(sourceUntouched, sourceReading)
 	n, err := s.body.Read(b)
 	s.n.Add(int64(n))
-	if s.keep && n > 0 && !s.lost {
-		if s.lost = len(s.kept)+n > maxReplay; s.lost {
+	if n > 0 && !s.lost {
+		if s.lost = !s.keep.Load() || len(s.kept)+n > maxReplay; s.lost {
 			s.kept = nil
 		} else {
 			s.kept = append(s.kept, b[:n]...)
@@ -68,13 +69,36 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
+var replayBuffers = sync.Pool{New: func() any { b := make([]byte, 0, maxReplay); return &b }}
+
+// remember keeps a streamed body as it is read. One of known size goes into a
+// buffer of the pool; a stream of gRPC may well last for days with a few bytes.
+func (s *source) remember() {
+	if !s.streams || s.length > maxReplay {
+		return
+	}
+	s.keep.Store(true)
+	if s.length > 0 {
+		s.pooled = replayBuffers.Get().(*[]byte)
+		s.kept = (*s.pooled)[:0]
+	}
+}
+
+// drop gives the memory back, when nobody reads any more.
+func (s *source) drop() {
+	if s.pooled != nil {
+		replayBuffers.Put(s.pooled)
+		s.pooled, s.kept = nil, nil
+	}
+}
+
 // replayable reports whether another try can send the body: it was whole all
 // along, was not begun, or was read to its end and kept.
 func (s *source) replayable() bool {
 	if !s.streams || s.state.Load() == sourceUntouched {
 		return true
 	}
-	return s.state.Load() == sourceEnded && s.keep && !s.lost && len(s.trailers()) == 0
+	return s.state.Load() == sourceEnded && s.keep.Load() && !s.lost && len(s.trailers()) == 0
 }
 
 // rewind makes a replayable body ready for another try. The connection of the

@@ -210,10 +210,8 @@ func (c *client1) body(x *exchange) {
 		x.src.whole, _ = br.Peek(int(n)) // buffered: cannot fail
 		return
 	}
-	x.src = source{
-		length: r.ContentLength, streams: true, body: r.Body,
-		ready: func() bool { return br.Buffered() > 0 },
-	}
+	x.src.length, x.src.streams, x.src.body = r.ContentLength, true, r.Body
+	x.src.ready = func() bool { return br.Buffered() > 0 }
 	if r.ContentLength < 0 {
 		x.src.trailer = func() http.Header { return r.Trailer }
 	}

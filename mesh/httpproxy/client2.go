@@ -4,6 +4,7 @@ package httpproxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -30,7 +31,11 @@ func (p *Proxy) serve2(ctx context.Context, conn Conn, in *Downstream) {
 	l := &oneConn{conn: conn, done: make(chan struct{})}
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			(&client2{p: p, in: in, w: w, rc: http.NewResponseController(w)}).serve(r)
+			if !l.enter() {
+				panic(http.ErrAbortHandler) // started late, on a connection that is gone
+			}
+			defer l.handlers.Done()
+			(&client2{p: p, in: in, ctx: ctx, w: w, rc: http.NewResponseController(w)}).serve(r)
 		}),
 		Protocols:                    &protos,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is the endpoint's to answer
@@ -56,16 +61,37 @@ func (p *Proxy) serve2(ctx context.Context, conn Conn, in *Downstream) {
 	_ = srv.Serve(l) // always fails, once the one connection has ended
 	stop()
 	_ = conn.Close() // again, in case it was never accepted
-	l.handlers.Wait()
+	l.leave()
 }
 
-// oneConn is a listener that has one connection to give.
+// oneConn is a listener that has one connection to give, and knows the handlers
+// of its requests: net/http does not wait for them.
 type oneConn struct {
-	conn     net.Conn
-	given    bool
-	once     sync.Once
-	done     chan struct{}
+	conn  net.Conn
+	given bool
+	once  sync.Once
+	done  chan struct{} // closed by finish
+
+	mu       sync.Mutex
+	left     bool // no handler may begin any more
 	handlers sync.WaitGroup
+}
+
+func (l *oneConn) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.left {
+		l.handlers.Add(1)
+	}
+	return !l.left
+}
+
+// leave waits for the handlers under way.
+func (l *oneConn) leave() {
+	l.mu.Lock()
+	l.left = true
+	l.mu.Unlock()
+	l.handlers.Wait()
 }
 
 func (l *oneConn) Accept() (net.Conn, error) {
@@ -83,26 +109,33 @@ func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
 
 // A client2 is one stream of an HTTP/2 client.
 type client2 struct {
-	p  *Proxy
-	in *Downstream
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	p   *Proxy
+	in  *Downstream
+	ctx context.Context // of the connection
+	w   http.ResponseWriter
+	rc  *http.ResponseController
 
-	mu     sync.Mutex // guards writes of 1xx responses against the final one
-	headed bool
-	broken bool
+	mu     sync.Mutex // guards the following, and the writing of 1xx responses
+	headed bool       // the final response has begun
+	broken bool       // the stream is to be reset
 }
 
 func (c *client2) serve(r *http.Request) {
 	x := &exchange{p: c.p, in: c.in, c: c, ctx: r.Context(), r: r, h2: true}
-	x.src = source{length: r.ContentLength, streams: r.ContentLength != 0, body: r.Body}
+	x.src.length, x.src.streams, x.src.body = r.ContentLength, r.ContentLength != 0, r.Body
 	if x.src.streams {
 		x.src.trailer = func() http.Header { return r.Trailer }
 	}
 	delete(r.Header, "Content-Length")
 	_ = stripHop(r.Header)
 	x.begin()
-	stop := context.AfterFunc(x.ctx, func() { x.life.cut(errClientGone) })
+	stop := context.AfterFunc(x.ctx, func() {
+		why := errClientGone
+		if c.ctx.Err() != nil && !errors.Is(context.Cause(c.ctx), errClientGone) {
+			why = errDrained
+		}
+		x.life.cut(why)
+	})
 	if err := c.check(r); err != nil {
 		x.answer(&reply{status: err.status, reason: "bad_request", err: err})
 	} else {
@@ -112,7 +145,10 @@ func (c *client2) serve(r *http.Request) {
 	_ = r.Body.Close() // ends a pump that waits for the client
 	x.src.wg.Wait()
 	x.finish()
-	if c.broken {
+	c.mu.Lock()
+	broken := c.broken
+	c.mu.Unlock()
+	if broken {
 		panic(http.ErrAbortHandler) // net/http's word for: reset the stream
 	}
 }

@@ -53,10 +53,10 @@ type exchange struct {
 	cluster *catalog.Cluster
 	host    string // as sent upstream, as is path
 	path    string
-	answers []*resource.HeaderMutations // of the response
-	outside bool                        // passed through to the original destination
+	answers [3]*resource.HeaderMutations // of the response: cluster, route, host
+	outside bool                         // passed through to the original destination
 
-	ready   func() bool // is some of the response's body at hand? nil: not known
+	from    *upstream.H1 // where the response comes from; nil: HTTP/2
 	grpc    bool
 	rec     telemetry.Record
 	life    lifeline
@@ -104,6 +104,7 @@ func (x *exchange) finish() {
 		x.whole = false
 	}
 	x.rec.BytesReceived = x.src.received()
+	x.src.drop()
 	x.p.cfg.Telemetry.Request(&x.rec)
 	x.p.active.Add(-1)
 }
@@ -172,10 +173,9 @@ func (x *exchange) deliver(a *attempt) {
 		return
 	}
 	stripResponse(r.Header)
-	mutateAll(r.Header, x.answers)
-	if h := a.lease.H1; h != nil {
-		x.ready = func() bool { return h.R.Buffered() > 0 }
-	}
+	x.mutateAnswer(r.Header)
+	x.src.keep.Store(false) // there will be no other try
+	x.from = a.lease.H1
 	s, err := x.c.respond(x, r)
 	if x.grpc {
 		x.rec.GRPCStatus = grpcStatus(r)
@@ -188,7 +188,7 @@ func (x *exchange) deliver(a *attempt) {
 }
 
 // answerReady reports whether the response's body can be read at once.
-func (x *exchange) answerReady() bool { return x.ready != nil && x.ready() }
+func (x *exchange) answerReady() bool { return x.from != nil && x.from.R.Buffered() > 0 }
 
 // cut notes why an exchange ended whose response had begun.
 func (x *exchange) cut(s side, err error) {

@@ -158,7 +158,7 @@ func target(head []byte) []byte {
 // begins no escape.
 func unparsable(target string) bool {
 	path, _, _ := strings.Cut(target, "?")
-	if path[0] != '/' || !strings.Contains(path, "%") {
+	if !strings.HasPrefix(path, "/") || !strings.Contains(path, "%") {
 		return false
 	}
 	_, err := url.ParseRequestURI(path)

@@ -107,9 +107,13 @@ func requestID() string {
 	return string(s[:])
 }
 
-func mutateAll(h http.Header, all []*resource.HeaderMutations) {
-	for _, m := range all {
-		mutate(h, m)
+// mutateAnswer changes a response's fields as cluster, route and virtual host
+// say, the most specific first, as Envoy does.
+func (x *exchange) mutateAnswer(h http.Header) {
+	for _, m := range x.answers {
+		if m != nil {
+			mutate(h, m)
+		}
 	}
 }
 

@@ -74,7 +74,7 @@ func (x *exchange) answer(r *reply) {
 	if x.grpc {
 		x.rec.GRPCStatus = r.grpc()
 	}
-	mutateAll(r.header, x.answers)
+	x.mutateAnswer(r.header)
 	x.whole = !r.close && x.src.ended()
 	if err := x.c.reply(x, r); err != nil {
 		x.whole = false

@@ -46,7 +46,9 @@ func (s *series) init(x *exchange) {
 	if s.most == 0 {
 		s.most = s.interval * defaultBackoffUp
 	}
-	x.src.keep = x.src.streams && s.left > 0
+	if s.left > 0 {
+		x.src.remember()
+	}
 }
 
 // again decides about one more attempt after one that met the conditions on.

@@ -45,7 +45,7 @@ func (x *exchange) decide() *reply {
 		return refuse(http.StatusNotFound, telemetry.NoRoute, fmt.Errorf("no route for %s%s in %s", x.r.Host, x.path, table.Config.Name))
 	}
 	x.route, x.rec.Route = route, route.Name
-	x.answers = []*resource.HeaderMutations{&route.ResponseHeaders, &vh.ResponseHeaders}
+	x.answers = [...]*resource.HeaderMutations{nil, &route.ResponseHeaders, &vh.ResponseHeaders}
 	switch {
 	case route.Redirect != nil:
 		return redirect(route, x.r.Host, x.path)
@@ -74,7 +74,7 @@ func (x *exchange) toCluster(vh *resource.VirtualHost, a *resource.RouteAction) 
 	if w == nil {
 		return refuse(http.StatusServiceUnavailable, telemetry.NoCluster, errors.New("the route has no cluster"))
 	}
-	x.answers = append([]*resource.HeaderMutations{&w.ResponseHeaders}, x.answers...)
+	x.answers[0] = &w.ResponseHeaders
 	if w.Name == blackholeCluster && x.passOutside() {
 		return nil
 	}
@@ -100,7 +100,7 @@ func (x *exchange) toCluster(vh *resource.VirtualHost, a *resource.RouteAction) 
 	}
 	x.rewrite(a)
 	h := x.r.Header
-	for _, m := range []*resource.HeaderMutations{&w.RequestHeaders, &x.route.RequestHeaders, &vh.RequestHeaders} {
+	for _, m := range [...]*resource.HeaderMutations{&w.RequestHeaders, &x.route.RequestHeaders, &vh.RequestHeaders} {
 		mutate(h, m)
 		x.host = hostOf(x.host, m)
 	}

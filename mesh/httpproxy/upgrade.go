@@ -19,7 +19,7 @@ func (c *client1) switched(x *exchange, a *attempt) error {
 	if proto == "" {
 		proto = x.upgrade
 	}
-	mutateAll(h, x.answers)
+	x.mutateAnswer(h)
 	x.begun.Store(true)
 	c.statusAndFields(a.resp.Status, h)
 	c.w.str("Connection: Upgrade\r\n")

@@ -24,7 +24,7 @@ func (m *Manager) Connect(ctx context.Context, t Target) (*Conn, error) {
 	l := m.limitsOf(t.Cluster)
 	if !l.takeConn(t.Cluster.Breakers.MaxConnections) {
 		m.stats.overflows.Add(1)
-		return nil, overload(&t, "max_connections", t.Cluster.Breakers.MaxConnections)
+		return nil, overload(t.Cluster, "max_connections", t.Cluster.Breakers.MaxConnections)
 	}
 	c, err := m.connect(ctx, &t, &tr, alpn)
 	if err != nil {

@@ -79,8 +79,10 @@ func TestConnectRefuses(t *testing.T) {
 		{name: "foreign root", transport: mtls(echoSNI, echoID), addr: "10.0.0.2:8080", reason: "tls_identity", dials: 1},
 		{name: "not TLS", transport: mtls(echoSNI, echoID), addr: "10.0.0.3:8080", reason: "tls", dials: 1},
 		{name: "refused", transport: mtls(echoSNI, echoID), addr: "10.0.0.9:8080", reason: "connect", says: "10.0.0.9:8080", dials: 1},
-		{name: "no identity", transport: mtls(echoSNI, echoID), addr: echoAddr, reason: "no_identity",
-			setup: func(_ *testing.T, _ *upstreamtest.Authority, c *upstream.Config) { c.Identity = nil }},
+		{
+			name: "no identity", transport: mtls(echoSNI, echoID), addr: echoAddr, reason: "no_identity",
+			setup: func(_ *testing.T, _ *upstreamtest.Authority, c *upstream.Config) { c.Identity = nil },
+		},
 		{name: "HBONE", transport: resource.Transport{Kind: resource.HBONE}, addr: echoAddr, reason: "transport_unsupported", says: "HBONE"},
 		{name: "unsupported", transport: resource.Transport{Kind: resource.Unsupported, Name: "tlsMode-simple"}, addr: echoAddr, reason: "transport_unsupported", says: "tlsMode-simple"},
 	} {

@@ -32,8 +32,8 @@ type H1 struct {
 	m           *Manager
 	pool        *pool
 	limit       limited
-	raw         syscall.RawConn // nil: cannot be asked whether it is alive
-	since       time.Time       // idle since
+	peek        *peek     // nil: cannot be asked whether it is alive
+	since       time.Time // idle since
 	idleTimeout time.Duration
 	served      uint32
 	maxServed   uint32 // 0: no bound
@@ -43,16 +43,13 @@ type H1 struct {
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
 
 func newH1(m *Manager, p *pool, c *Conn, cfg *resource.Cluster) *H1 {
-	h := &H1{Conn: c, m: m, pool: p, maxServed: cfg.MaxRequestsPerConnection, idleTimeout: cfg.IdleTimeout}
-	if h.idleTimeout == 0 {
-		h.idleTimeout = defaultIdleTimeout
-	}
+	h := &H1{Conn: c, m: m, pool: p, maxServed: cfg.MaxRequestsPerConnection, idleTimeout: idleTimeout(cfg)}
 	h.limit = limited{c: c, left: math.MaxInt64}
 	h.R = readers.Get().(*bufio.Reader)
 	h.R.Reset(&h.limit)
 	if s, ok := c.socket.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
-			h.raw = raw
+			h.peek = newPeek(raw)
 		}
 	}
 	return h
@@ -94,7 +91,7 @@ func (h *H1) closeIdle() {
 
 // alive asks the socket whether the endpoint has closed the connection, or
 // sent what nobody asked for, while it lay idle.
-func (h *H1) alive() bool { return h.raw == nil || quiet(h.raw) }
+func (h *H1) alive() bool { return h.peek == nil || h.peek.quiet() }
 
 // limited reads from a connection up to a limit.
 type limited struct {

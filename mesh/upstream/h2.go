@@ -69,6 +69,8 @@ type h2conn struct {
 	served   uint32
 	since    time.Time // of the last lease or its end
 	draining bool      // out of the pool: ends with its last lease
+
+	idleTimeout time.Duration
 }
 
 // An H2 is the right to one stream of a shared connection.
@@ -148,7 +150,7 @@ func (o *opening) http2(ctx context.Context) (Lease, error) {
 func (o *opening) open(ctx context.Context) (Lease, error) {
 	if b := &o.t.Cluster.Breakers; !o.p.limits.takeConn(b.MaxConnections) && !o.makeRoom() {
 		o.m.stats.overflows.Add(1)
-		return Lease{}, overload(o.t, "max_connections", b.MaxConnections)
+		return Lease{}, overload(o.t.Cluster, "max_connections", b.MaxConnections)
 	}
 	c, err := o.dial(ctx)
 	if err != nil {
@@ -164,7 +166,7 @@ func (o *opening) open(ctx context.Context) (Lease, error) {
 		return Lease{}, failed(ctx, o.t, "start http/2 with", ReasonConnect, err)
 	}
 	o.p.settle(HTTP2)
-	return Lease{H2: o.p.add(&h2conn{Conn: c, cc: cc})}, nil
+	return Lease{H2: o.p.add(&h2conn{Conn: c, cc: cc, idleTimeout: idleTimeout(o.t.Cluster)})}, nil
 }
 
 // makeRoom ends an idle connection of the cluster and takes its slot.
@@ -274,7 +276,7 @@ func (p *pool) reapShared(now time.Time) (drop []*h2conn, empty bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.shared = slices.DeleteFunc(p.shared, func(h *h2conn) bool {
-		idle := h.leases == 0 && (h.cc.Err() != nil || now.Sub(h.since) > defaultIdleTimeout)
+		idle := h.leases == 0 && (h.cc.Err() != nil || now.Sub(h.since) > h.idleTimeout)
 		if idle {
 			drop = append(drop, h)
 		}

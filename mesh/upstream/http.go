@@ -30,19 +30,27 @@ type Lease struct {
 // a new one within the cluster's connect timeout and breakers. The error is an
 // *[Error].
 func (m *Manager) HTTP(ctx context.Context, r HTTPRequest) (Lease, error) {
-	t := &r.Target
-	tr := t.Transport()
-	v := r.Version
-	if v == Auto && tr.Kind != resource.IstioMTLS {
-		v = HTTP1
+	tr := r.Target.Transport()
+	if r.Version == Auto && tr.Kind != resource.IstioMTLS {
+		r.Version = HTTP1
 	}
-	p := m.pool(m.keyFor(t, &tr, v, r.IstioALPN))
-	if !p.limits.takeRequest(t.Cluster.Breakers.MaxRequests) {
+	p := m.pool(m.keyFor(&r.Target, &tr, r.Version, r.IstioALPN))
+	if most := r.Target.Cluster.Breakers.MaxRequests; !p.limits.takeRequest(most) {
 		m.stats.overflows.Add(1)
-		return Lease{}, overload(t, "max_requests", t.Cluster.Breakers.MaxRequests)
+		return Lease{}, overload(r.Target.Cluster, "max_requests", most)
 	}
-	x := opening{m: m, p: p, t: t, tr: &tr, fresh: r.Fresh}
-	l, err := x.lease(ctx)
+	if r.Version == HTTP1 && !r.Fresh {
+		if h := m.takeIdle(p); h != nil { // the usual way, which needs no memory
+			return Lease{H1: h}, nil
+		}
+	}
+	return m.open(ctx, p, r, tr)
+}
+
+// open is the rest of HTTP, for when no idle connection was there.
+func (m *Manager) open(ctx context.Context, p *pool, r HTTPRequest, tr resource.Transport) (Lease, error) {
+	o := opening{m: m, p: p, t: &r.Target, tr: &tr, fresh: r.Fresh}
+	l, err := o.lease(ctx)
 	if err != nil {
 		p.limits.freeRequest()
 	}
@@ -91,7 +99,7 @@ func (o *opening) http1(ctx context.Context) (*H1, error) {
 		if ticket == nil {
 			if ticket = l.enqueue(b.MaxPending); ticket == nil {
 				o.m.stats.overflows.Add(1)
-				return nil, overload(o.t, "max_pending_requests", b.MaxPending)
+				return nil, overload(o.t.Cluster, "max_pending_requests", b.MaxPending)
 			}
 			continue // what was freed before the ticket counted
 		}

@@ -112,6 +112,6 @@ func (l *limits) leave(ch chan struct{}) {
 	l.wakeLocked()
 }
 
-func overload(t *Target, breaker string, limit uint32) error {
-	return &Error{Reason: ReasonOverload, Err: fmt.Errorf("connect %s: circuit breaker %s of %d is open", t.Cluster.Name, breaker, limit)}
+func overload(c *resource.Cluster, breaker string, limit uint32) error {
+	return &Error{Reason: ReasonOverload, Err: fmt.Errorf("connect %s: circuit breaker %s of %d is open", c.Name, breaker, limit)}
 }

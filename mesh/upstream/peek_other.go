@@ -6,6 +6,10 @@ package upstream
 
 import "syscall"
 
-// quiet cannot tell here: a connection that died while idle is found dead by
-// its next request, which is repeated.
-func quiet(syscall.RawConn) bool { return true }
+// A peek cannot tell anything here: a connection that died while idle is found
+// dead by its next request, which is repeated.
+type peek struct{}
+
+func newPeek(syscall.RawConn) *peek { return nil }
+
+func (*peek) quiet() bool { return true }

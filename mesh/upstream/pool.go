@@ -22,6 +22,13 @@ const (
 	defaultIdleTimeout = time.Minute
 )
 
+func idleTimeout(c *resource.Cluster) time.Duration {
+	if c.IdleTimeout > 0 {
+		return c.IdleTimeout
+	}
+	return defaultIdleTimeout
+}
+
 // A Version is a version of HTTP towards the endpoint.
 type Version uint8
 
