@@ -32,7 +32,7 @@ type Config struct {
 }
 
 // An EnrolConfig says where the workload's place in the mesh comes from: from
-// Heimdall, or from these flags themselves.
+// Heimdall, from a folder of files, or from these flags themselves.
 type EnrolConfig struct {
 	Heimdall   *url.URL
 	HeimdallCA string
@@ -40,6 +40,8 @@ type EnrolConfig struct {
 	// Token is NASP_AUTH_TOKEN, as programs of nasp's have it. There is no
 	// flag of this kind: arguments are for everyone to read.
 	Token heimdall.Secret
+
+	Bundle string
 
 	Istiod           string
 	IstiodServerName string
@@ -152,6 +154,7 @@ func enrolFlags(c *Config, fs *pflag.FlagSet) {
 	fs.Var(&parsed[*url.URL]{to: &e.Heimdall, kind: "URL", parse: parseHeimdallURL}, "heimdall", "enrol at the Heimdall server of this URL (https); HEIMDALL_URL is read too")
 	fs.StringVar(&e.HeimdallCA, "heimdall-ca", "", "trust Heimdall by the certificates of this PEM `FILE` instead of the system's")
 	fs.StringVar(&e.TokenFile, "token-file", "", "access token for Heimdall: `FILE`, or - for standard input; NASP_AUTH_TOKEN is read too")
+	fs.StringVar(&e.Bundle, "bundle", "", "enrol by the files in `DIR` that istioctl x workload entry configure has written")
 	fs.Var(&parsed[string]{to: &e.Istiod, kind: "HOST:PORT", parse: parseHostPort}, "istiod", "enrol by these flags: the address of istiod, or of a gateway that leads to it")
 	fs.StringVar(&e.IstiodServerName, "istiod-server-name", "", "`NAME` that istiod's certificate must hold (default istiod.istio-system.svc, or istiod-REVISION)")
 	fs.StringVar(&e.IstiodCA, "istiod-ca", "", "trust istiod and the mesh by the root certificates of this PEM `FILE` (read again when it changes)")

@@ -148,6 +148,8 @@ func TestBadSettings(t *testing.T) {
 		{name: "bad session name", args: []string{"--name=a/b"}, want: "must be at most 32 of", code: exitUsage},
 		{name: "bad metrics address", args: []string{"--metrics-addr=here"}, want: "must be [ADDRESS]:PORT", code: exitUsage},
 		{name: "two ways to enrol", args: []string{"--heimdall=https://h", "--istiod=i:1"}, want: "two ways to enrol", code: exitUsage},
+		{name: "two other ways to enrol", args: []string{"--bundle=d", "--istiod=i:1"}, want: "--bundle and --istiod are two ways to enrol", code: exitUsage},
+		{name: "a flag of another way than the bundle", args: []string{"--bundle=d", "--token-file=f"}, want: "--token-file goes with --heimdall", code: exitUsage},
 		{name: "a flag of the other way", args: []string{"--heimdall=https://h", "--namespace=external"}, want: "--namespace goes with --istiod", code: exitUsage},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -40,6 +40,8 @@ func newEnrolment(cfg *EnrolConfig, dial dialFunc, stdin io.Reader, log *slog.Lo
 	switch {
 	case cfg.Heimdall != nil:
 		return heimdallEnrolment(cfg, dial, stdin, log)
+	case cfg.Bundle != "":
+		return bundleEnrolment(cfg, dial)
 	case cfg.Istiod != "":
 		return flagEnrolment(cfg, dial, stdin)
 	}
@@ -132,7 +134,7 @@ func (s *flagSource) Enroll(ctx context.Context) (heimdall.Enrollment, error) {
 		IstiodAddress: c.Istiod, IstiodServerName: c.IstiodServerName,
 		ClusterID: c.ClusterID, MeshID: c.MeshID, Revision: c.Revision, Network: c.Network,
 		Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, WorkloadName: cmp.Or(c.Workload, c.ServiceAccount),
-		DNSDomain: c.DNSDomain,
+		DNSDomain: c.DNSDomain, InstanceIPs: c.InstanceIPs,
 	}
 	if e.IstiodServerName == "" {
 		e.IstiodServerName = "istiod.istio-system.svc"
@@ -147,7 +149,7 @@ func (s *flagSource) Enroll(ctx context.Context) (heimdall.Enrollment, error) {
 	if e.Token, err = s.token(); err != nil {
 		return e, err
 	}
-	if len(c.InstanceIPs) == 0 {
+	if len(e.InstanceIPs) == 0 {
 		own, err := addressTowards(ctx, s.dial, c.Istiod)
 		if err != nil {
 			return e, fmt.Errorf("find the address of this machine (--instance-ip tells it): %w", err)

@@ -149,7 +149,7 @@ type problem struct {
 var problems = []problem{
 	{is: as[*usageError], code: exitUsage, hint: always("nasp-tun help lists the verbs, nasp-tun VERB --help the flags")},
 	{is: isErr(errNoMesh), code: exitConfig, hint: always(
-		"--heimdall URL --token-file FILE enrols at Heimdall, --istiod HOST:PORT with --istiod-ca, --istio-token-file and --namespace by flags\n" +
+		"--heimdall URL --token-file FILE enrols at Heimdall, --bundle DIR by the files of istioctl, --istiod HOST:PORT with --istiod-ca, --istio-token-file and --namespace by flags\n" +
 			"nasp-tun demo needs no mesh")},
 	{is: as[*configError], code: exitConfig, hint: always("nasp-tun config view shows each setting and its source")},
 	{is: as[*noSessionError], code: exitNoSession, hint: always("start one: nasp-tun exec -- CMD")},

@@ -242,37 +242,43 @@ func rank(source string) int {
 	return slices.Index([]string{sourceDefault, sourceFile, sourceEnv, sourceFlag}, kind)
 }
 
-// Settings of one way to enrol only. The labels and the instance address go
-// with both.
-var (
-	heimdallSettings = []string{"heimdall-ca", "token-file"}
-	istiodSettings   = []string{
+// A way to enrol is named by one setting and reads others that no other way
+// does. The labels and the instance address go with all of them.
+type way struct {
+	name   string
+	others []string
+	forget func(*EnrolConfig)
+}
+
+var ways = []way{
+	{"heimdall", []string{"heimdall-ca", "token-file"}, func(e *EnrolConfig) { e.Heimdall = nil }},
+	{"bundle", nil, func(e *EnrolConfig) { e.Bundle = "" }},
+	{"istiod", []string{
 		"istiod-server-name", "istiod-ca", "istio-token-file", "cluster-id", "namespace", "service-account",
 		"workload", "network", "mesh-id", "dns-domain", "revision",
-	}
-)
+	}, func(e *EnrolConfig) { e.Istiod = "" }},
+}
 
-// chooseEnrolment settles which of the two ways to enrol holds when a file
-// names one and a flag the other: the stronger source. Flags that only the
-// other way would read are an error, since to ignore them would surprise.
+// chooseEnrolment settles which way to enrol holds when a file names one and a
+// flag another: the stronger source. Flags that only another way would read
+// are an error, since to ignore them would surprise.
 func (c *Config) chooseEnrolment(sources map[string]string) error {
-	heimdall, istiod := rank(sources["heimdall"]), rank(sources["istiod"])
-	if heimdall > 0 && heimdall == istiod {
-		return &usageError{errors.New("--heimdall and --istiod are two ways to enrol: give one")}
-	}
-	loser, others := "istiod", istiodSettings
-	switch {
-	case istiod > heimdall:
-		loser, others = "heimdall", heimdallSettings
-		c.Enrol.Heimdall = nil
-	case heimdall > istiod:
-		c.Enrol.Istiod = ""
-	default:
+	best := slices.MaxFunc(ways, func(a, b way) int { return rank(sources[a.name]) - rank(sources[b.name]) })
+	if rank(sources[best.name]) <= 0 {
 		return nil
 	}
-	for _, name := range others {
-		if sources[name] == sourceFlag {
-			return &usageError{fmt.Errorf("--%s goes with --%s, which does not hold here", name, loser)}
+	for _, w := range ways {
+		if w.name == best.name {
+			continue
+		}
+		if rank(sources[w.name]) == rank(sources[best.name]) {
+			return &usageError{fmt.Errorf("--%s and --%s are two ways to enrol: give one", best.name, w.name)}
+		}
+		w.forget(&c.Enrol)
+		for _, name := range w.others {
+			if sources[name] == sourceFlag {
+				return &usageError{fmt.Errorf("--%s goes with --%s, which does not hold here", name, w.name)}
+			}
 		}
 	}
 	return nil
