@@ -231,6 +231,43 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// The time-out of a try ends when the response begins, and covers connecting.
+func TestTryTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEnv(t)
+		e.route.Action.Retry = &resource.RetryPolicy{Max: 1, On: resource.Retry5xx, PerTryTimeout: time.Second}
+		e.endpoints(hostA, hostB)
+		e.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == hostA {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return e.net.Dial(ctx, network, addr)
+		}
+		e.serve(hostB, func(s *server) {
+			for {
+				if _, err := s.head(); err != nil {
+					return
+				}
+				s.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+				time.Sleep(5 * time.Second) //rule:allow the bubble's clock
+				s.say("ok")
+			}
+		})
+		e.start()
+		c := e.client()
+		for range 2 { // one of them at least meets the endpoint that does not connect
+			c.send("GET / HTTP/1.1\r\nHost: echo.testing\r\n\r\n")
+			if r, body := c.response("GET"); r.StatusCode != 200 || body != "ok" {
+				t.Errorf("%d %q", r.StatusCode, body)
+			}
+		}
+		if s := e.proxy.Status(); s.Retries < 1 || s.Retries > 2 {
+			t.Errorf("%d retries", s.Retries)
+		}
+	})
+}
+
 // A response that has begun cannot become a 504: it is cut off.
 func TestTimeoutInsideABody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -148,10 +148,25 @@ func (a *attempt) run(s *series) *failure {
 	if f := a.connect(s); f != nil {
 		return f
 	}
+	trip := a.roundTrip1
 	if a.lease.H2 != nil {
-		return a.roundTrip2()
+		trip = a.roundTrip2
 	}
-	return a.roundTrip1()
+	f := trip()
+	// A response that has begun is not cut off by the time-out of its try, as
+	// in Envoy.
+	if f == nil && a.timer != nil && !a.timer.Stop() {
+		return tooLate()
+	}
+	return f
+}
+
+// tooLate is the failure of a try whose own time-out passed.
+func tooLate() *failure {
+	return &failure{
+		reason: telemetry.Timeout, status: http.StatusGatewayTimeout, err: errTryTimeout,
+		on: resource.RetryReset | resource.Retry5xx | resource.RetryGatewayError,
+	}
 }
 
 func (x *exchange) expireTry() { x.life.cut(errTryTimeout) }
@@ -218,6 +233,9 @@ func (a *attempt) conn() *upstream.Conn {
 
 // failed explains an error from before the request was sent.
 func (a *attempt) failed(err error) *failure {
+	if a.x.life.why() == errTryTimeout {
+		return tooLate()
+	}
 	f := &failure{err: err, status: http.StatusServiceUnavailable}
 	f.reason = telemetry.Known(upstream.ReasonOf(err, upstream.ReasonConnect), telemetry.Connect)
 	switch f.reason {
@@ -230,11 +248,12 @@ func (a *attempt) failed(err error) *failure {
 // broken explains an error from after the request began to be sent, with
 // nothing of the final response read.
 func (a *attempt) broken(err error, reused, refused bool) *failure {
+	if a.x.life.why() == errTryTimeout {
+		return tooLate()
+	}
 	f := &failure{err: err, reason: telemetry.UpstreamReset, status: http.StatusServiceUnavailable}
 	f.on = resource.RetryReset | resource.Retry5xx | resource.RetryGatewayError
 	switch {
-	case a.x.life.why() == errTryTimeout:
-		f.reason, f.status, f.err = telemetry.Timeout, http.StatusGatewayTimeout, errTryTimeout
 	case refused:
 		f.on |= resource.RetryRefusedStream
 	case upstream.IsAlert(err):

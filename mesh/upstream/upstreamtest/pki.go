@@ -96,6 +96,16 @@ func (a *Authority) Sign(_ context.Context, csr []byte, ttl time.Duration) (chai
 	return [][]byte{encode(der)}, [][]byte{encode(a.cert.Raw)}, nil
 }
 
+// Request returns a certificate request, for Sign.
+func (a *Authority) Request() []byte {
+	a.t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, newKey(a.t))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
 // Store returns a store that holds a certificate, and runs until the test ends
 // and renews it at half of ttl. 0 is a day.
 func (a *Authority) Store(ttl time.Duration) *identity.Store {
