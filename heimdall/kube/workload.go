@@ -169,3 +169,12 @@ func labels(own map[string]string, name, network, revision string) map[string]st
 	maps.Copy(all, own)
 	return all
 }
+
+// SecretData reads what is in a Secret.
+func (c *Client) SecretData(ctx context.Context, namespace, name string) (map[string][]byte, error) {
+	var o struct{ Data map[string][]byte }
+	if err := c.get(ctx, path("api", "v1", "namespaces", namespace, "secrets", name), nil, &o); err != nil {
+		return nil, fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)
+	}
+	return o.Data, nil
+}
