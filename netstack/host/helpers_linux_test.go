@@ -27,6 +27,7 @@ var helpers = map[string]func(args []string) int{
 	"mini-exec": miniExec,
 	"probe":     probe,
 	"mini-job":  miniJob,
+	"mini-up":   miniUp,
 }
 
 // meshAddr is what the sink's resolver says to every question.

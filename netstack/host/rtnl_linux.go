@@ -14,10 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// protoNasp is the routing protocol number of all our routes and rules, so that
-// they can be told from everybody else's.
-const protoNasp = 155
-
 // rtnlBatch is how many requests are sent at once: 10,000 routes so take 60 ms in
 // place of 300 one by one.
 const rtnlBatch = 200
@@ -31,6 +27,7 @@ type rtnl struct {
 
 	mu  sync.Mutex
 	seq uint32
+	buf []byte // what was received last, and the messages in it
 }
 
 func newRTNL() (*rtnl, error) {
@@ -95,16 +92,20 @@ func (r *rtnl) batchLocked(fine unix.Errno, reqs []*nl.NetlinkRequest) error {
 	return errors.Join(errs...)
 }
 
+// receive returns the messages of one datagram. They are good until the next call:
+// each acknowledgement comes in a datagram of its own.
 func (r *rtnl) receive() ([]nlMessage, error) {
-	b := make([]byte, 64<<10)
+	if r.buf == nil {
+		r.buf = make([]byte, 64<<10)
+	}
 	for {
-		n, _, err := unix.Recvfrom(r.fd, b, 0)
+		n, _, err := unix.Recvfrom(r.fd, r.buf, 0)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return nil, os.NewSyscallError("recvfrom rtnetlink", err)
 		default:
-			return parseNetlink(b[:n])
+			return parseNetlink(r.buf[:n])
 		}
 	}
 }
