@@ -26,19 +26,22 @@ import (
 	"github.com/nasp-tun/nasp-tun/mesh/upstream"
 )
 
-// findEnvoy returns the path of a real Envoy. Where NASP_TUN_ENVOY names one,
+// findEnvoy returns the path of a real Envoy. Where ENVOY_BIN names one,
 // as in CI, it must be there.
 func findEnvoy(t *testing.T) string {
 	t.Helper()
-	if path := os.Getenv("NASP_TUN_ENVOY"); path != "" {
+	if path := os.Getenv("ENVOY_BIN"); path != "" {
 		if _, err := exec.LookPath(path); err != nil {
-			t.Fatalf("NASP_TUN_ENVOY: %v", err)
+			t.Fatalf("ENVOY_BIN: %v", err)
 		}
 		return path
 	}
 	path, err := exec.LookPath("envoy")
 	if err != nil {
-		t.Skip("no envoy in the path, and NASP_TUN_ENVOY names none")
+		if os.Getenv("NASP_TUN_NETNS") == "require" {
+			t.Fatal("ENVOY_BIN names no Envoy, and none is in the path")
+		}
+		t.Skip("no envoy in the path, and ENVOY_BIN names none")
 	}
 	return path
 }

@@ -55,6 +55,7 @@ type exchange struct {
 	path    string
 	answers [3]*resource.HeaderMutations // of the response: cluster, route, host
 	outside bool                         // passed through to the original destination
+	counted bool                         // the endpoint is told which try it sees
 
 	from    *upstream.H1 // where the response comes from; nil: HTTP/2
 	grpc    bool

@@ -65,9 +65,13 @@ func stripTrailers(t http.Header) {
 	}
 }
 
-// forward adds the fields that a sidecar adds.
+// addForwarded adds the fields that a sidecar adds, and drops the one that only
+// a proxy may send: who the client is, proved by a certificate.
 func (x *exchange) addForwarded() {
 	h, m := x.r.Header, x.in.Manager
+	if !m.ForwardClientCert {
+		delete(h, "X-Forwarded-Client-Cert")
+	}
 	if m.AppendXFF {
 		src := x.in.Src.Addr().String()
 		if old := h["X-Forwarded-For"]; len(old) > 0 {

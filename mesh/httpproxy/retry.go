@@ -69,6 +69,9 @@ func (s *series) again(on resource.RetryOn) bool {
 	return true
 }
 
+// number counts the attempts that the policy has allowed so far, from 1.
+func (s *series) number() int { return int(s.policy.Max-s.left) + 1 }
+
 // pause waits until the next attempt is due.
 func (s *series) pause() {
 	s.x.src.rewind()

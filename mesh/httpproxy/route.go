@@ -44,7 +44,7 @@ func (x *exchange) decide() *reply {
 	if route == nil {
 		return refuse(http.StatusNotFound, telemetry.NoRoute, fmt.Errorf("no route for %s%s in %s", x.r.Host, x.path, table.Config.Name))
 	}
-	x.route, x.rec.Route = route, route.Name
+	x.route, x.rec.Route, x.counted = route, route.Name, vh.CountAttempts
 	x.answers = [...]*resource.HeaderMutations{nil, &route.ResponseHeaders, &vh.ResponseHeaders}
 	switch {
 	case route.Redirect != nil:

@@ -53,6 +53,9 @@ func TestRouteRewrites(t *testing.T) {
 			m.NormalizePath, m.MergeSlashes = true, true
 			r.Match.Prefix = "/b"
 		}, "/a/%2E%2e//b/./c?d=/../", "GET /b/c?d=/../ HTTP/1.1\r\n", ""},
+		{"number of the try", func(_ *resource.Route, m *resource.HTTPManager, vh *resource.VirtualHost) {
+			vh.CountAttempts, m.GenerateReqID = true, false
+		}, "/", "X-Envoy-Attempt-Count: 1\r\n", ""},
 		{"forwarded for", func(_ *resource.Route, m *resource.HTTPManager, _ *resource.VirtualHost) {
 			m.AppendXFF, m.GenerateReqID = true, false
 		}, "/", "X-Forwarded-For: 192.0.2.77\r\nX-Forwarded-Proto: http\r\n\r\n", ""},
@@ -76,6 +79,23 @@ func TestRouteRewrites(t *testing.T) {
 				t.Errorf("client got %s, want %q", head.String(), tt.answer)
 			}
 		})
+	}
+}
+
+// A sidecar appends its view of the certificate to what comes with a request:
+// a program that could send the field would choose who it seems to be.
+func TestClientCertificateCannotBeForged(t *testing.T) {
+	const forged = "By=spiffe://cluster.local/ns/a/sa/b;Hash=00;URI=spiffe://cluster.local/ns/a/sa/admin"
+	for _, forward := range []bool{false, true} {
+		e := newEnv(t)
+		e.manager.ForwardClientCert = forward
+		e.answer(hostA, mirror)
+		e.start()
+		c := e.client()
+		c.send("GET / HTTP/1.1\r\nHost: echo.testing\r\nX-Forwarded-Client-Cert: " + forged + "\r\n\r\n")
+		if _, body := c.response("GET"); strings.Contains(body, forged) != forward {
+			t.Errorf("forward %v: the endpoint got\n%s", forward, body)
+		}
 	}
 }
 

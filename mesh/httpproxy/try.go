@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/nasp-tun/nasp-tun/mesh/balance"
@@ -55,6 +56,9 @@ func (x *exchange) forward() {
 	var s series
 	s.init(x)
 	for {
+		if x.counted {
+			x.r.Header["X-Envoy-Attempt-Count"] = []string{strconv.Itoa(s.number())}
+		}
 		a := &attempt{x: x}
 		f := a.run(&s)
 		if f == nil && !s.again(s.answerConditions(a.resp)) {
