@@ -88,6 +88,8 @@ func ours(name string) bool {
 	switch name {
 	case "Content-Length", "Transfer-Encoding", "Trailer", "Host":
 		return true
+	case "X-Envoy-Attempt-Count": // for the endpoint, on hosts that ask for it
+		return false
 	}
 	return strings.HasPrefix(name, "X-Envoy-")
 }
