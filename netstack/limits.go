@@ -18,8 +18,8 @@ const (
 	DefaultTCPFlows = 64 << 10
 
 	// DefaultUDPSessions bounds UDP sessions; a goroutine and a queue each.
-	// A resolver that takes a new port for each query holds one for some
-	// seconds, so that this is good for thousands of queries a second.
+	// At the limit, answered sessions of port 53 make room: a resolver that
+	// takes a new port for each query needs thousands a second.
 	DefaultUDPSessions = 8192
 	// DefaultUDPSessionsPerSource is the same for one client address.
 	DefaultUDPSessionsPerSource = DefaultUDPSessions * 2 / 3

@@ -51,6 +51,7 @@ type UDPStats struct {
 	Accepted uint64
 	Rejected uint64
 	Idle     uint64 // ended by the idle limit
+	Evicted  uint64 // of port 53 and answered, ended for a new one at a limit
 
 	RefusedSessions  uint64 // datagrams dropped: Limits.UDPSessions
 	RefusedPerSource uint64 // datagrams dropped: Limits.UDPSessionsPerSource
@@ -114,6 +115,7 @@ func (s *Stack) udpStats() UDPStats {
 		Accepted:         u.count.accepted.Load(),
 		Rejected:         u.count.rejected.Load(),
 		Idle:             u.count.idle.Load(),
+		Evicted:          u.count.evicted.Load(),
 		RefusedSessions:  u.count.refusedSessions.Load(),
 		RefusedPerSource: u.count.refusedPerSource.Load(),
 		Malformed:        u.count.malformed.Load(),

@@ -3,6 +3,7 @@
 package netstack
 
 import (
+	"container/list"
 	"context"
 	"net/netip"
 	"sync"
@@ -23,6 +24,11 @@ const (
 	// each query never uses it again, and repeats a query after 5 s at most.
 	dnsIdle = 5 * time.Second
 	dnsPort = 53
+
+	// dnsSearched is how many sessions of port 53 are looked at, from the
+	// oldest on, for one to end in the place of a new one. Those that are not
+	// answered are few, or there is nothing to be gained.
+	dnsSearched = 64
 )
 
 // A udpForwarder makes a session of the datagrams between two addresses.
@@ -38,12 +44,13 @@ type udpForwarder struct {
 	mu        sync.Mutex
 	sessions  map[*UDPFlow]struct{} // guarded by mu
 	perSource map[netip.Addr]int    // guarded by mu
+	dns       *list.List            // those of port 53, the oldest first; guarded by mu
 
 	count udpCounters
 }
 
 type udpCounters struct {
-	sessions, accepted, rejected, idle           atomic.Uint64
+	sessions, accepted, rejected, idle, evicted  atomic.Uint64
 	refusedSessions, refusedPerSource, malformed atomic.Uint64
 	overflow                                     atomic.Uint64
 }
@@ -53,6 +60,7 @@ func newUDPForwarder(s *stack.Stack, flows *census, h Handler, l Limits) *udpFor
 		net: s, flows: flows, handler: h, limits: l,
 		sessions:  make(map[*UDPFlow]struct{}),
 		perSource: make(map[netip.Addr]int),
+		dns:       list.New(),
 	}
 	s.SetTransportProtocolHandler(udp.ProtocolNumber, u.handlePacket)
 	return u
@@ -100,6 +108,10 @@ func validDatagram(pkt *stack.PacketBuffer) bool {
 }
 
 func (u *udpForwarder) admit(f *UDPFlow) (admitted, refuse bool) {
+	over := u.evict(f.src.Addr())
+	if over != nil {
+		_ = over.conn.Close() // ends its handler
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	src := f.src.Addr()
@@ -116,7 +128,34 @@ func (u *udpForwarder) admit(f *UDPFlow) (admitted, refuse bool) {
 	u.count.sessions.Add(1)
 	u.sessions[f] = struct{}{}
 	u.perSource[src]++
+	if f.dst.Port() == dnsPort {
+		f.dns = u.dns.PushBack(f)
+	}
 	return true, false
+}
+
+// evict takes out a session if there is no room for one more of src: one whose
+// questions are all answered, which its client will hardly use again. Without
+// that a program that looks a name up for each of its requests, with a new port
+// each time, would have no names for dnsIdle after some thousand requests.
+func (u *udpForwarder) evict(src netip.Addr) *UDPFlow {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	ofSource := u.perSource[src] >= u.limits.UDPSessionsPerSource
+	if !ofSource && len(u.sessions) < u.limits.UDPSessions {
+		return nil
+	}
+	e := u.dns.Front()
+	for n := 0; e != nil && n < dnsSearched; n++ {
+		f := e.Value.(*UDPFlow)
+		if f.conn.answered() && (!ofSource || f.src.Addr() == src) {
+			u.removeLocked(f)
+			u.count.evicted.Add(1)
+			return f
+		}
+		e = e.Next()
+	}
+	return nil
 }
 
 func (u *udpForwarder) serve(f *UDPFlow) {
@@ -129,7 +168,17 @@ func (u *udpForwarder) serve(f *UDPFlow) {
 func (u *udpForwarder) remove(f *UDPFlow) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.removeLocked(f)
+}
+
+func (u *udpForwarder) removeLocked(f *UDPFlow) {
+	if _, there := u.sessions[f]; !there {
+		return // evicted before
+	}
 	delete(u.sessions, f)
+	if f.dns != nil {
+		u.dns.Remove(f.dns)
+	}
 	src := f.src.Addr()
 	if u.perSource[src]--; u.perSource[src] == 0 {
 		delete(u.perSource, src)

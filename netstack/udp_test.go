@@ -197,6 +197,51 @@ func TestUDPLimits(t *testing.T) {
 	eventually(t, func() bool { return s.Stats().UDP.Sessions == 0 })
 }
 
+// A client that asks DNS from a new port each time is answered each time, at
+// any rate: sessions that have had their answer make room. What is not DNS, or
+// not answered, keeps its session.
+func TestUDPLimitsYieldToDNS(t *testing.T) {
+	echo := echoUDP(t)
+	c, s := start(t, handler{udp: func(ctx context.Context, f *netstack.UDPFlow) {
+		if f.Source().Port() == 1000 { // never answered
+			<-ctx.Done()
+			return
+		}
+		echo(ctx, f)
+	}}, netstacktest.Options{}, netstack.Limits{UDPSessions: 8, UDPSessionsPerSource: 5})
+	dns := netip.AddrPortFrom(service4.Addr(), 53)
+	c.SendPacket(netstacktest.Datagram(netip.AddrPortFrom(netstacktest.Addr4, 1000), dns, []byte("q")))
+	other, err := c.DialUDP(service4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	b := make([]byte, 16)
+	ask := func(conn *netstacktest.UDPConn) {
+		t.Helper()
+		if _, err := conn.Write([]byte("q")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(b); err != nil || string(b[:n]) != "re:q" {
+			t.Fatalf("answer %q, %v", b[:n], err)
+		}
+	}
+	ask(other)
+	for range 100 {
+		conn, err := c.DialUDP(dns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask(conn)
+		conn.Close()
+	}
+	ask(other)
+	eventually(t, func() bool { return s.Stats().UDP.Evicted >= 97 })
+	if got := s.Stats().UDP; got.Began != 102 || got.Sessions != 5 || got.RefusedPerSource != 0 {
+		t.Errorf("stats %+v", got)
+	}
+}
+
 // A handler that does not read costs a bounded queue, of empty datagrams too,
 // and gets the first ones.
 func TestUDPQueue(t *testing.T) {

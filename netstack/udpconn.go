@@ -52,6 +52,8 @@ type UDPConn struct {
 	readDeadline, writeDeadline deadline
 
 	used    atomic.Int64 // nanoseconds from began to the last datagram
+	asked   atomic.Int64 // datagrams of the client
+	told    atomic.Int64 // datagrams to the client
 	expired atomic.Bool
 	closed  atomic.Bool
 }
@@ -108,6 +110,7 @@ func (e *udpEndpoint) HandlePacket(_ stack.TransportEndpointID, pkt *stack.Packe
 		e.overflow.Add(1)
 		return
 	}
+	e.asked.Add(1)
 	e.queue = append(e.queue, pkt.IncRef())
 	e.bytes += size
 	signal(e.readDeadline.wake)
@@ -195,8 +198,15 @@ func (c *UDPConn) Write(b []byte) (int, error) {
 	if err := c.send(b); err != nil {
 		return 0, c.opError("write", toError(err))
 	}
+	c.told.Add(1)
 	c.touch()
 	return len(b), nil
+}
+
+// answered reports whether the client has got as many datagrams as it sent.
+func (c *UDPConn) answered() bool {
+	asked := c.asked.Load()
+	return asked > 0 && c.told.Load() >= asked
 }
 
 func (c *UDPConn) maxPayload() int {

@@ -3,6 +3,7 @@
 package netstack
 
 import (
+	"container/list"
 	"net/netip"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ type UDPFlow struct {
 	u        *udpForwarder
 	src, dst netip.AddrPort
 	conn     *UDPConn
+	dns      *list.Element // its place among the sessions of port 53, or nil; guarded by u.mu
 
 	mu      sync.Mutex
 	decided bool                // guarded by mu

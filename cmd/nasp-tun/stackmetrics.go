@@ -63,6 +63,7 @@ var figures = []figure{
 	{descFlows, count, []string{"udp", "accepted"}, func(s *netstack.Stats) uint64 { return s.UDP.Accepted }},
 	{descFlows, count, []string{"udp", "rejected"}, func(s *netstack.Stats) uint64 { return s.UDP.Rejected }},
 	{descFlows, count, []string{"udp", "idle"}, func(s *netstack.Stats) uint64 { return s.UDP.Idle }},
+	{descFlows, count, []string{"udp", "evicted"}, func(s *netstack.Stats) uint64 { return s.UDP.Evicted }},
 
 	{descLimited, count, []string{"tcp", "in_flight"}, func(s *netstack.Stats) uint64 { return s.TCP.RefusedInFlight }},
 	{descLimited, count, []string{"tcp", "in_flight_per_source"}, func(s *netstack.Stats) uint64 { return s.TCP.RefusedPerSource }},
