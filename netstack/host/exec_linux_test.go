@@ -24,12 +24,12 @@ func TestPrivateNetwork(t *testing.T) {
 			ip route; ip -6 route show default
 			ip -o link show nasp0 | grep -o "mtu [0-9]*\|MULTICAST"
 			ping_range=$(cat /proc/sys/net/ipv4/ping_group_range); test -n "$ping_range"
-			cat /proc/sys/net/ipv4/ip_unprivileged_port_start'`)
+			cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/tcp_tw_reuse'`)
 		want := strings.Join([]string{
 			"lo 127.0.0.1/8", "lo ::1/128", "nasp0 192.0.0.2/32", "nasp0 fd6e:6173:7074::2/128",
 			"default dev nasp0 proto 155 scope link ",
 			"unreachable default dev lo proto 155 metric 4096 pref medium",
-			"mtu 1500", "1024",
+			"mtu 1500", "1024", "1",
 		}, "\n")
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
@@ -291,7 +291,7 @@ func TestHostIsLeftAlone(t *testing.T) {
 			state() {
 				cut -d" " -f3- /proc/self/mountinfo; cat /etc/resolv.conf /etc/nsswitch.conf
 				ip -o link; ip -o addr; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule
-				cat /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_unprivileged_port_start
+				cat /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/tcp_tw_reuse
 				ls /tmp /run /dev | grep nasp || :
 			}
 			state >/mnt/t/before

@@ -62,6 +62,7 @@ func (s *stage) network(r *report) error {
 		}
 	}
 	allowPing()
+	reusePorts()
 	return nil
 }
 
@@ -110,6 +111,12 @@ func allowPing() {
 		_ = writeSysctl(sysctl, fmt.Sprintf("%d %d", os.Getgid(), os.Getgid()))
 	}
 }
+
+// reusePorts lets a port that is in TIME_WAIT be used again after a second, by
+// the time stamps of TCP. A client that closes first would else have 28,000
+// connections to one service a minute and then wait in its own kernel: with wrk
+// and Connection: close, 4,200 requests a second became 400.
+func reusePorts() { _ = writeSysctl("net/ipv4/tcp_tw_reuse", "1") }
 
 // writeSysctl sets one of this network namespace: /proc/sys/net shows that of
 // the process that opens it.
