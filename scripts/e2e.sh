@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The tests against the real mesh. The lab is started if it is not up, and
+# ended again if it was this run that started it. Arguments go to `go test`.
+set -eu
+cd "$(dirname "$0")/.."
+if ! scripts/lab.sh status >/dev/null 2>&1; then
+  trap 'scripts/lab.sh down' EXIT
+fi
+scripts/lab.sh up >&2
+cd scripts/lab
+${GO:-go} vet ./...
+${GO:-go} test -count=1 -timeout 30m "$@" ./...

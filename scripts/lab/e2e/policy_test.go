@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/nasp-tun/nasp-tun/scripts/lab/cluster"
+)
+
+const strict = `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: testing}
+spec: {mtls: {mode: STRICT}}
+`
+
+func TestStrictAdmitsUsAndNoPlainText(t *testing.T) {
+	plain := func() error {
+		_, err := cluster.Fetch(t.Context(), cluster.Node, "http://"+cluster.EchoV1Address+":8080/")
+		return err
+	}
+	if err := plain(); err != nil {
+		t.Fatalf("plain text is refused before STRICT: %v", err)
+	}
+	apply(t, strict)
+	eventually(t, "plain text to be refused", func() error {
+		if plain() == nil {
+			return errors.New("still answered")
+		}
+		return nil
+	})
+	s := open(t, "test-http")
+	s.run("curl", "-sS", "--fail", "http://echo.testing").want(t, 0, "URI="+identity("test-http"))
+	s.run(naspTun(), "__demo-client", "tcp", "echo.testing:9000").want(t, 0, "response: name 2\n")
+}
+
+const onlyHTTP = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-test-http, namespace: testing}
+spec:
+  selector: {matchLabels: {app: echo}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/external/sa/test-http]}}]}]
+`
+
+func TestPolicyAdmitsOneAccountAndRefusesAnother(t *testing.T) {
+	apply(t, onlyHTTP)
+	admitted, refused := open(t, "test-http"), open(t, "test-tcp")
+	eventually(t, "the policy to hold", func() error {
+		// Both pods have to know it.
+		for range 8 {
+			r := refused.run("curl", "-sS", "http://echo.testing")
+			if !strings.Contains(r.out, "RBAC: access denied") {
+				return fmt.Errorf("answered: %s%s", r.out, r.errs)
+			}
+		}
+		return nil
+	})
+	refused.run("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://echo.testing").want(t, 0, "403")
+	admitted.run("curl", "-sS", "--fail", "http://echo.testing").want(t, 0, "URI="+identity("test-http"))
+
+	admitted.run(naspTun(), "__demo-client", "tcp", "echo.testing:9000").want(t, 0, "response: name 2\n")
+	r := refused.run(naspTun(), "__demo-client", "tcp", "echo.testing:9000")
+	if r.code == 0 || strings.Contains(r.out, "response") {
+		t.Errorf("the refused account got bytes back: %s", r.out)
+	}
+	t.Logf("refused TCP: %s%s", r.out, r.errs)
+}
