@@ -12,10 +12,10 @@ PKGS        := ./...
 GOFUMPT     := $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build demo test race check fmt vet lint rules cross generate bench fuzz cover clean help $(BIN)
+.PHONY: build demo test race check fmt vet lint rules cross generate bench lab lab-down e2e fuzz cover clean help $(BIN)
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: $(BIN) ## build bin/nasp-tun
 
@@ -57,6 +57,15 @@ generate: ## make the generated protos again
 
 bench: build ## compare with an Envoy sidecar (root)
 	scripts/bench.sh
+
+lab: ## a real Istio on this machine (root; scripts/README.md)
+	scripts/lab.sh up
+
+lab-down: ## end it; nothing stays
+	scripts/lab.sh down
+
+e2e: ## the tests against the real Istio (root)
+	scripts/e2e.sh
 
 fuzz: ## every fuzz target, half a minute each
 	scripts/fuzz.sh
