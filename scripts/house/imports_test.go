@@ -63,6 +63,8 @@ var rooms = map[string][]string{
 	"heimdall/kube":              {"heimdall"},
 	"heimdall/kube/kubetest":     {},
 	"heimdall/server":            {"heimdall", "heimdall/kube"},
+	"heimdall/controller":        {"heimdall", "heimdall/kube"},
+	"cmd/heimdall":               {"heimdall/kube", "heimdall/server", "heimdall/controller"},
 	"mesh":                       {"mesh/"},
 	"mesh/balance":               {"mesh/resource"},
 	"mesh/catalog":               {"mesh/resource", "mesh/balance"},
@@ -83,10 +85,11 @@ var outside = map[string][]string{
 	"github.com/vishvananda/netlink":         {"netstack/host"},
 	"github.com/envoyproxy/go-control-plane": {"mesh/resource", "mesh/xds", "mesh/minimesh"},
 	"google.golang.org/grpc":                 {"mesh", "mesh/xds", "mesh/identity", "mesh/minimesh", "cmd/nasp-tun"},
-	"github.com/prometheus/client_golang":    {"mesh", "mesh/telemetry", "heimdall/server", "cmd/nasp-tun"},
+	"github.com/prometheus/client_golang":    {"mesh", "mesh/telemetry", "heimdall/server", "heimdall/controller", "cmd/heimdall", "cmd/nasp-tun"},
 	"github.com/miekg/dns":                   {"mesh", "mesh/dns", "cmd/nasp-tun"},
 	"github.com/spf13/cobra":                 {"cmd/nasp-tun"},
-	"k8s.io/client-go":                       {"heimdall/kube", "heimdall/kube/kubetest"},
+	"k8s.io/client-go":                       {"heimdall/kube", "heimdall/kube/kubetest", "heimdall/controller", "cmd/heimdall"},
+	"sigs.k8s.io/controller-runtime":         {"heimdall/controller", "cmd/heimdall"},
 }
 
 // banned are modules that must not be linked at all, with the reason.
