@@ -22,6 +22,7 @@ need node nodejs
 need javac default-jdk-headless
 need setpriv util-linux
 need wrk wrk
+need dbus-daemon dbus
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -32,6 +33,20 @@ if ((${#missing[@]})); then
   else
     echo "setup: not installed, tests that need them will say so: ${missing[*]}" >&2
   fi
+fi
+
+# The real systemd-resolved is unpacked, never installed: its package would make
+# this machine's own resolv.conf a link to a stub that nobody serves here.
+resolved=.cache/resolved
+if [ ! -e "$resolved/usr/lib/systemd/systemd-resolved" ]; then
+  echo "setup: fetching systemd-resolved"
+  new=$resolved.new
+  rm -rf "$new" && mkdir -p "$new/debs" &&
+    (cd "$new/debs" && { apt-get download -qq systemd-resolved libnss-resolve || { apt-get update -qq && apt-get download -qq systemd-resolved libnss-resolve; }; }) 2>/dev/null &&
+    find "$new/debs" -name '*.deb' -exec dpkg -x {} "$new" ';' &&
+    { [ ! -d "$new/lib" ] || { cp -a "$new/lib/." "$new/usr/lib/" && rm -rf "$new/lib"; }; } &&
+    rm -rf "$new/debs" "$resolved" && mv "$new" "$resolved" ||
+    echo "setup: no systemd-resolved: tests against a real one will say so" >&2
 fi
 
 envoy=.cache/envoy/bin/envoy

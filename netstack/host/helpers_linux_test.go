@@ -28,6 +28,7 @@ var helpers = map[string]func(args []string) int{
 	"probe":     probe,
 	"mini-job":  miniJob,
 	"mini-up":   miniUp,
+	"internet":  internet,
 }
 
 // meshAddr is what the sink's resolver says to every question.
