@@ -12,7 +12,7 @@ PKGS        := ./...
 GOFUMPT     := $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build demo test race check fmt vet lint rules cross generate bench lab lab-down e2e fuzz cover clean help $(BIN)
+.PHONY: build demo test race check fmt vet lint rules cross generate generated bench lab lab-down e2e fuzz cover clean help $(BIN)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ test: ## every test; as root the namespace tests run too
 race: ## the tests that need no namespaces, with the race detector
 	$(GO) test -race -short $(PKGS)
 
-check: fmt vet lint rules cross ## format, vet, staticcheck, house rules, other systems
+check: fmt vet lint rules generated cross ## format, vet, staticcheck, house rules, other systems
 
 fmt:
 	@out=$$(git ls-files -z '*.go' ':!*.pb.go' | xargs -0 $(GOFUMPT) -l); \
@@ -51,6 +51,9 @@ cross: ## builds for the systems that tests cannot run on here
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 $(GO) build -o /dev/null $(PKGS)
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/nasp-tun
 	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/nasp-tun
+
+generated: generate
+	@git diff --exit-code --stat -- '*.pb.go' || { echo "generated files differ from their sources"; exit 1; }
 
 generate: ## make the generated protos again
 	$(GO) generate $(PKGS)
