@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	securitypb "istio.io/api/security/v1alpha1"
 )
 
@@ -39,11 +41,20 @@ var _ CA = (*IstioCA)(nil)
 
 // Sign implements [CA]. The last element of istiod's answer is the bundle of
 // roots; the certificate is in those before it.
+//
+// istiod refuses a life that is longer than its MAX_WORKLOAD_CERT_TTL and does
+// not say how long that is, except in prose. It is then asked for what it
+// gives by default.
 func (c *IstioCA) Sign(ctx context.Context, csr []byte, ttl time.Duration) (chain, roots [][]byte, err error) {
-	r, err := c.client.CreateCertificate(ctx, &securitypb.IstioCertificateRequest{
-		Csr:              string(csr),
-		ValidityDuration: int64(ttl / time.Second),
-	})
+	req := &securitypb.IstioCertificateRequest{Csr: string(csr), ValidityDuration: int64(ttl / time.Second)}
+	r, err := c.client.CreateCertificate(ctx, req)
+	if status.Code(err) == codes.InvalidArgument && req.GetValidityDuration() > 0 {
+		req.ValidityDuration = 0
+		again, errAgain := c.client.CreateCertificate(ctx, req)
+		if errAgain == nil {
+			r, err = again, nil
+		}
+	}
 	if err != nil {
 		return nil, nil, err
 	}

@@ -34,7 +34,8 @@ type fakeIstiod struct {
 	discoverypb.UnimplementedAggregatedDiscoveryServiceServer
 	ca       *authority
 	listener *bufconn.Listener
-	code     codes.Code // what every caller gets, if not OK
+	code     codes.Code    // what every caller gets, if not OK
+	longest  time.Duration // MAX_ and DEFAULT_WORKLOAD_CERT_TTL, if not 0
 
 	mu     sync.Mutex
 	tokens map[string]bool // accepted
@@ -113,7 +114,14 @@ func (f *fakeIstiod) CreateCertificate(ctx context.Context, r *securitypb.IstioC
 	if err := f.authenticate(ctx); err != nil {
 		return nil, err
 	}
-	chain, roots, err := f.ca.sign([]byte(r.GetCsr()), laptopID, time.Duration(r.GetValidityDuration())*time.Second)
+	life := time.Duration(r.GetValidityDuration()) * time.Second
+	if f.longest != 0 && life > f.longest {
+		return nil, status.Errorf(codes.InvalidArgument, "CSR signing error (requested TTL %v is greater than the max allowed TTL %v)", life, f.longest)
+	}
+	if life == 0 {
+		life = f.longest
+	}
+	chain, roots, err := f.ca.sign([]byte(r.GetCsr()), laptopID, life)
 	if err != nil {
 		return nil, err
 	}

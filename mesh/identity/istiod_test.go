@@ -5,6 +5,8 @@ package identity_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net"
 	"sync"
@@ -255,6 +257,42 @@ func TestShortAnswer(t *testing.T) {
 		if _, _, err := ca.Sign(t.Context(), nil, time.Hour); !errors.Is(err, identity.ErrBadCertificate) {
 			t.Errorf("answer of %d elements: %v", n, err)
 		}
+	}
+}
+
+// An istiod with MAX_WORKLOAD_CERT_TTL below what we ask for refuses the
+// request; what it gives unasked is good enough.
+func TestLongestLifeOfTheMeshIsAccepted(t *testing.T) {
+	const longest = 2 * time.Minute
+	ca := newAuthority(t)
+	f := newIstiod(t, ca)
+	f.longest = longest
+	_, csr := request(t)
+	chain, _, err := identity.NewIstioCA(dial(t, f.config())).Sign(t.Context(), csr, 24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(chain[0])
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if life := time.Until(leaf.NotAfter); life > longest {
+		t.Errorf("got a life of %v, want the mesh's %v", life, longest)
+	}
+}
+
+// A request that is wrong otherwise is refused as it was at first.
+func TestBadRequestIsRefusedAsItWas(t *testing.T) {
+	f := newIstiod(t, newAuthority(t))
+	f.code = codes.InvalidArgument
+	_, csr := request(t)
+	_, _, err := identity.NewIstioCA(dial(t, f.config())).Sign(t.Context(), csr, time.Hour)
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("got %v", err)
+	}
+	if n := len(f.callers()); n != 2 {
+		t.Errorf("asked %d times, want 2", n)
 	}
 }
 
