@@ -85,6 +85,9 @@ func (c *Capture) Apply(mesh []netip.Addr) error {
 // testLocked decides which of the addresses move. What has moved once stays: its
 // address may be cached.
 func (c *Capture) testLocked(addrs []netip.Addr) error {
+	if len(c.moved) > maxMesh {
+		maps.DeleteFunc(c.moved, func(a netip.Addr, _ Collision) bool { _, live := c.mesh[a]; return !live })
+	}
 	var ask []netip.Addr
 	for _, a := range addrs {
 		if _, moved := c.moved[a]; moved {

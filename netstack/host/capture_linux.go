@@ -169,7 +169,7 @@ func (c *Capture) checkFree() error {
 			case r.protocol != protoNasp:
 				return fmt.Errorf("routing table %d is taken: it has a route to %v of protocol %d", CaptureTable, r.dst, r.protocol)
 			case r.kind == unix.RTN_UNICAST:
-				return &BusyError{Device: deviceLabel(r.index)}
+				return &BusyError{Device: c.rt.deviceName(r.index)}
 			}
 		}
 	}
@@ -291,6 +291,7 @@ type CaptureStatus struct {
 	Moved     []MovedAddress // sorted
 	Refused   []RefusedRange
 	Repairs   Repairs
+	Warnings  []string // what of the host stands in the way
 }
 
 // Status returns what stands now.
@@ -310,6 +311,7 @@ func (c *Capture) Status() CaptureStatus {
 			s.Moved = append(s.Moved, MovedAddress{Real: real, Virtual: names.virtual(real), By: by})
 		}
 	}
+	s.Warnings = c.warnings()
 	slices.SortFunc(s.Moved, func(a, b MovedAddress) int { return a.Real.Compare(b.Real) })
 	return s
 }

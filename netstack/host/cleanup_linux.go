@@ -5,7 +5,6 @@ package host
 import (
 	"errors"
 	"fmt"
-	"net"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,7 +103,7 @@ func undoRouting(dryRun bool, step func(string)) (did []string, err error) {
 	}
 	for _, r := range routes {
 		if r.index != 0 && r.kind == unix.RTN_UNICAST {
-			return nil, &BusyError{Device: deviceLabel(r.index)}
+			return nil, &BusyError{Device: rt.deviceName(r.index)}
 		}
 	}
 	did, err = deleteRules(rt, dryRun, step)
@@ -181,12 +180,4 @@ func version(family int) int {
 		return 4
 	}
 	return 6
-}
-
-// deviceLabel returns the name of a device, for messages.
-func deviceLabel(index int) string {
-	if i, err := net.InterfaceByIndex(index); err == nil {
-		return i.Name
-	}
-	return fmt.Sprintf("number %d", index)
 }

@@ -46,7 +46,7 @@ type savedFile struct {
 	Ours    string `json:"ours"` // hash of what we put in its place: only that is ever taken away
 }
 
-func (j *journal) empty() bool { return !j.Routing && len(j.Files) == 0 }
+func (j journal) empty() bool { return !j.Routing && len(j.Files) == 0 }
 
 // encode returns the journal as it is written.
 func (j *journal) encode() ([]byte, error) { return seal(journalMagic, j) }

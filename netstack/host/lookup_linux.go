@@ -90,7 +90,7 @@ func (r *rtnl) collisions(addrs []netip.Addr) (map[netip.Addr]Collision, error) 
 	for i, a := range addrs {
 		reqs[i] = routeQuestion(a, MarkOwn, true)
 	}
-	found := make(map[netip.Addr]Collision)
+	taken := make(map[netip.Addr]kernelRoute)
 	var odd error
 	err := r.each(reqs, func(i int, m nlMessage, err error) {
 		if err != nil {
@@ -105,18 +105,51 @@ func (r *rtnl) collisions(addrs []netip.Addr) (map[netip.Addr]Collision, error) 
 			odd = err
 		case wide(route.dst) && route.kind == unix.RTN_UNICAST || route.protocol == protoNasp:
 		default:
-			found[addrs[i]] = route.owner()
+			taken[addrs[i]] = route
 		}
 	})
+	found := make(map[netip.Addr]Collision, len(taken))
+	names := map[int]string{}
+	for a, route := range taken {
+		found[a] = r.owner(route, names)
+	}
 	return found, errors.Join(err, odd)
 }
 
-func (k kernelRoute) owner() Collision {
+// owner turns a route into words. Names of devices are asked for once each, after the
+// answers that they are for have been read.
+func (r *rtnl) owner(k kernelRoute, names map[int]string) Collision {
 	c := Collision{Prefix: k.dst, Table: k.table}
 	if k.index != 0 {
-		c.Device = deviceLabel(k.index)
+		name, known := names[k.index]
+		if !known {
+			name = r.deviceName(k.index)
+			names[k.index] = name
+		}
+		c.Device = name
 	}
 	return c
+}
+
+// deviceName returns the name of a device, for messages.
+func (r *rtnl) deviceName(index int) string {
+	q := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	q.AddData(msg)
+	name := fmt.Sprintf("number %d", index)
+	_ = r.each([]*nl.NetlinkRequest{q}, func(_ int, m nlMessage, err error) {
+		if err != nil || len(m.Data) < unix.SizeofIfInfomsg {
+			return
+		}
+		attrs, _ := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
+		for _, a := range attrs {
+			if a.Attr.Type == unix.IFLA_IFNAME {
+				name = unix.ByteSliceToString(a.Value)
+			}
+		}
+	})
+	return name
 }
 
 // occupied lists who on this host has a route or an address, in whatever table: rules
@@ -124,6 +157,7 @@ func (k kernelRoute) owner() Collision {
 // not count, and the wide ones own nothing.
 func (r *rtnl) occupied(device int) ([]Collision, error) {
 	var all []Collision
+	names := map[int]string{}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		// The local table holds the addresses of the host too.
 		list, err := r.routes(family, 0)
@@ -132,7 +166,7 @@ func (r *rtnl) occupied(device int) ([]Collision, error) {
 		}
 		for _, route := range list {
 			if route.protocol != protoNasp && !wide(route.dst) && (device == 0 || route.index != device) {
-				all = append(all, route.owner())
+				all = append(all, r.owner(route, names))
 			}
 		}
 	}

@@ -5,6 +5,9 @@ package host
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 )
 
 // A ProofError says which layer of the host does not do what it was told.
@@ -56,5 +59,44 @@ func (c *Capture) words(route kernelRoute, err error) string {
 	case route.index == c.index:
 		return "goes into " + c.cfg.Device
 	}
-	return "goes to " + deviceLabel(route.index)
+	return "goes to " + c.rt.deviceName(route.index)
+}
+
+// warnings names what of the host makes a capture work only in part.
+func (c *Capture) warnings() (list []string) {
+	if len(c.cfg.Ranges) == 0 {
+		return nil
+	}
+	// An answer to a marked packet is looked up without the mark, and then the way
+	// back to an address of the range is the TUN, not the uplink.
+	if strict := strictUplinks(c.cfg.Device); len(strict) > 0 {
+		list = append(list, fmt.Sprintf("rp_filter is strict on %s: addresses within captured ranges cannot be reached past the mesh; "+
+			"set net.ipv4.conf.%s.rp_filter=2", strings.Join(strict, ", "), strict[0]))
+	}
+	return list
+}
+
+// strictUplinks returns the devices that drop packets whose way back is another one.
+func strictUplinks(except string) (list []string) {
+	const conf = "/proc/sys/net/ipv4/conf"
+	devices, err := os.ReadDir(conf)
+	if err != nil {
+		return nil
+	}
+	mode := func(device string) int {
+		text, _ := os.ReadFile(conf + "/" + device + "/rp_filter")
+		n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		return n
+	}
+	all := mode("all")
+	for _, d := range devices {
+		switch name := d.Name(); name {
+		case "all", "default", "lo", except:
+		default:
+			if max(all, mode(name)) == 1 { // the larger one holds: ip-sysctl
+				list = append(list, name)
+			}
+		}
+	}
+	return list
 }

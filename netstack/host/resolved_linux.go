@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -188,7 +189,7 @@ func (r *resolvedDNS) readUpstream(ctx context.Context) error {
 			continue
 		}
 		if a.IsLinkLocalUnicast() && a.Is6() {
-			a = a.WithZone(deviceLabel(int(s.Link)))
+			a = a.WithZone(strconv.Itoa(int(s.Link)))
 		}
 		if s.Port == 0 {
 			s.Port = 53

@@ -145,12 +145,8 @@ var meshNames = map[string]string{"echo.testing.": "10.96.0.10", "echo.dev.svc."
 // ourServer answers names of the mesh, and asks the host's servers for the others.
 func ourServer(t *testing.T, upstream func() []netip.AddrPort) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:5454")
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := Dialer{Mark: MarkOwn}
-	s := &mdns.Server{PacketConn: c, Handler: answers(meshNames, func(q *mdns.Msg) *mdns.Msg {
+	return serveNames(t, "127.0.0.1:5454", answers(meshNames, func(q *mdns.Msg) *mdns.Msg {
 		for _, server := range upstream() {
 			conn, err := d.DialContext(context.Background(), "udp", server.String())
 			if err != nil {
@@ -162,7 +158,17 @@ func ourServer(t *testing.T, upstream func() []netip.AddrPort) netip.AddrPort {
 			}
 		}
 		return nil
-	})}
+	}))
+}
+
+// serveNames serves DNS until the test ends.
+func serveNames(t *testing.T, address string, h mdns.Handler) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenPacket("udp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &mdns.Server{PacketConn: c, Handler: h}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.ActivateAndServe() })
 	t.Cleanup(func() { _ = s.Shutdown(); wg.Wait() })

@@ -128,6 +128,8 @@ func (r *rtnl) dumpLocked(q *nl.NetlinkRequest) (all []nlMessage, torn bool, err
 // portID returns the number by which the kernel marks the events that this socket
 // caused.
 func (r *rtnl) portID() uint32 {
+	// The number is given out at the first use. In use already is fine.
+	_ = unix.Bind(r.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if a, err := unix.Getsockname(r.fd); err == nil {
 		if a, ok := a.(*unix.SockaddrNetlink); ok {
 			return a.Pid

@@ -88,7 +88,7 @@ func way(t *testing.T, addr netip.Addr, mark uint32) string {
 	if err != nil {
 		return err.Error()
 	}
-	return deviceLabel(route.index)
+	return rt.deviceName(route.index)
 }
 
 // openTestState opens a state directory of the test's own, or a given one.
