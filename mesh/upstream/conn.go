@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"github.com/nasp-tun/nasp-tun/mesh/resource"
 )
@@ -39,10 +40,11 @@ func (c *Conn) Read(b []byte) (int, error) {
 }
 
 // CloseWrite ends the stream towards the peer and leaves the other direction
-// open: close_notify where there is TLS, then FIN.
+// open: close_notify where there is TLS, then FIN. Like a Write it waits for a
+// peer that does not read.
 func (c *Conn) CloseWrite() error {
 	if c.tls != nil {
-		if err := c.tls.CloseWrite(); err != nil {
+		if err := c.endTLS(); err != nil {
 			return err
 		}
 	}
@@ -52,12 +54,27 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
+// endTLS sends close_notify. A Close that comes meanwhile ends it: one of the
+// two sees what the other has set.
+func (c *Conn) endTLS() error {
+	c.wire.ending.Store(true)
+	defer c.wire.ending.Store(false)
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.tls.CloseWrite()
+}
+
 // Close closes both directions.
 func (c *Conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
 	}
-	err := c.Conn.Close()
+	closing := c.Conn.Close
+	if c.wire != nil && c.wire.ending.Load() {
+		closing = c.socket.Close // TLS would wait for the CloseWrite under way
+	}
+	err := closing()
 	c.released()
 	return err
 }
@@ -99,8 +116,18 @@ func (c *Conn) TLS() *tls.Conn { return c.tls }
 // wire is a socket that remembers whether its end was seen.
 type wire struct {
 	net.Conn
-	eof atomic.Bool
-	now *instant // owned by the reader; nil: reads may wait
+	eof    atomic.Bool
+	ending atomic.Bool // a CloseWrite is under way
+	now    *instant    // owned by the reader; nil: reads may wait
+}
+
+// SetWriteDeadline keeps crypto/tls from giving close_notify up after five
+// seconds: a peer that reads on after a minute would never learn of the end.
+func (w *wire) SetWriteDeadline(t time.Time) error {
+	if w.ending.Load() {
+		return nil
+	}
+	return w.Conn.SetWriteDeadline(t)
 }
 
 func (w *wire) Read(b []byte) (int, error) {

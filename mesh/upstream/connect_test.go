@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -242,4 +243,69 @@ func TestConnectionBreaker(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = again.Close()
+}
+
+// A server that takes its time before it reads on still learns of the end of
+// what was sent, however long that is: crypto/tls would give the alert up after
+// five seconds, and the server would wait for ever. Close ends the wait.
+func TestHalfCloseWaitsForTheServer(t *testing.T) {
+	for _, resumes := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			ca, network := upstreamtest.NewAuthority(t), upstreamtest.NewNet()
+			m := upstream.New(upstream.Config{Identity: ca.Store(0), Dial: network.Dial})
+			l := network.Listen(echoAddr)
+			defer l.Close()
+			ready, resume := make(chan struct{}), make(chan struct{})
+			var running sync.WaitGroup
+			var got int64
+			var gotErr error
+			running.Go(func() {
+				raw, err := l.Accept()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s := tls.Server(raw, ca.Server(echoID))
+				defer s.Close()
+				if err := s.Handshake(); err != nil {
+					t.Error(err)
+				}
+				close(ready)
+				<-resume
+				got, gotErr = io.Copy(io.Discard, s)
+			})
+			c, err := m.Connect(t.Context(), pick(t, m, cluster("echo", mtls(echoSNI, echoID), echoAddr)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-ready
+			// Exactly what the socket holds: three records of the full size and
+			// a shorter one, each with 22 bytes of its own.
+			const size = 64<<10 - 4*22
+			if _, err := c.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			running.Go(func() { ended <- c.CloseWrite() })
+			time.Sleep(time.Minute) //rule:allow the bubble's clock
+			select {
+			case err := <-ended:
+				t.Errorf("CloseWrite did not wait: %v", err)
+				ended <- err
+			default:
+			}
+			if !resumes {
+				_ = c.Close() // that there was no close_notify is no error here
+			}
+			close(resume)
+			if err := <-ended; (err == nil) != resumes {
+				t.Errorf("CloseWrite: %v", err)
+			}
+			_ = c.Close()
+			running.Wait()
+			if got != size || (gotErr == nil) != resumes {
+				t.Errorf("the server got %d bytes and %v", got, gotErr)
+			}
+		})
+	}
 }
