@@ -12,11 +12,10 @@ import (
 )
 
 const (
-	// maxIdlePerPool bounds what one endpoint is kept waiting with. It is
-	// above the concurrency of load tests, under what a server minds.
-	maxIdlePerPool = 256
-	// maxIdle bounds all of them: a connection costs about 30 KB here.
-	maxIdle = 2048
+	// maxIdle bounds the idle connections of all pools: one costs about 30 KB
+	// here. There is no bound for an endpoint, which took as many at once: a
+	// smaller one costs each request of a large burst a handshake.
+	maxIdle = 4096
 	// defaultIdleTimeout serves clusters without one. Envoy's is 1 h, but a
 	// laptop sleeps and roams, and NATs forget an idle flow in minutes.
 	defaultIdleTimeout = time.Minute
@@ -241,7 +240,7 @@ func (m *Manager) takeIdle(p *pool) *H1 {
 func (m *Manager) keep(h *H1) bool {
 	m.mu.Lock()
 	p := h.pool
-	if m.closed || m.pools[p.key] != p || len(p.idle) >= maxIdlePerPool || m.stats.idle.Load() >= maxIdle {
+	if m.closed || m.pools[p.key] != p || m.stats.idle.Load() >= maxIdle {
 		m.mu.Unlock()
 		m.stats.evicted.Add(1)
 		return false

@@ -337,3 +337,25 @@ func TestHTTP2DialFailureIsShared(t *testing.T) {
 		}
 	})
 }
+
+// As many requests as run at once find a connection the next time too: a bound
+// below their number would cost each a handshake.
+func TestPoolKeepsWhatABurstNeeds(t *testing.T) {
+	network := upstreamtest.NewNet()
+	m := start(t, upstream.Config{Dial: network.Dial})
+	serve(t, network.Listen(echoAddr), func(c net.Conn) { hello(c, 100); _ = c.Close() })
+	c := cluster("echo", resource.Transport{}, echoAddr)
+	const burst = 2500
+	for range 2 {
+		leases := make([]*upstream.H1, burst)
+		for i := range leases {
+			leases[i] = lease1(t, m, c)
+		}
+		for _, l := range leases {
+			exchange(t, l)
+		}
+	}
+	if s := m.Status(); s.Dials != burst || s.Reused != burst || s.Evicted != 0 {
+		t.Errorf("%+v", s)
+	}
+}
