@@ -153,10 +153,13 @@ func (l *Lab) slowly(ctx context.Context, what, file string, prepare func(ctx co
 	}
 }
 
+// EchoProgram is the application of the pods, for tests that want another.
+func (l *Lab) EchoProgram() string { return l.cache("bin", "echo") }
+
 // buildEcho builds the application of the pods from this checkout. Go's own
 // cache makes that quick.
 func (l *Lab) buildEcho(ctx context.Context) (string, error) {
-	bin := l.cache("bin", "echo")
+	bin := l.EchoProgram()
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "./scripts/echo")
 	cmd.Dir = l.root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

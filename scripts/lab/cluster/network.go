@@ -100,10 +100,11 @@ func captureInbound(ctx context.Context) error {
 }
 
 // writeEtc gives the namespaces the names and the resolver that a pod or a
-// laptop would have. The laptop's resolver is an address where nobody answers
-// and says so at once: the lab has no DNS, and no way to the machine's.
+// laptop would have. The laptop's resolver is an address (RFC 5737) to which
+// it has no route, so that other names fail at once: the lab has no DNS, and
+// no way to the machine's.
 func writeEtc() error {
-	files := map[string]string{filepath.Join(Laptop, "resolv.conf"): "nameserver " + GatewayAddress + "\n"}
+	files := map[string]string{filepath.Join(Laptop, "resolv.conf"): "nameserver 192.0.2.53\n"}
 	for _, p := range pods {
 		files[filepath.Join(p.netns, "hosts")] = "127.0.0.1 localhost\n" + NodeAddress + " istiod.istio-system.svc istiod-envoy.istio-system.svc\n"
 	}

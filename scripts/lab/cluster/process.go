@@ -145,6 +145,30 @@ func (l *Lab) Restart(ctx context.Context, name string) error {
 	return l.Start(ctx, name)
 }
 
+// RestartWith restarts a process with variables added to its environment, or
+// changed in it, and returns what undoes that.
+func (l *Lab) RestartWith(ctx context.Context, name string, env ...string) (undo func(context.Context) error, err error) {
+	p := l.process(name)
+	if p == nil {
+		return nil, fmt.Errorf("restart %s: the lab has no such process", name)
+	}
+	before := p.Env
+	with := func(ctx context.Context, env []string) error {
+		if err := p.stop(ctx); err != nil {
+			return err
+		}
+		next := *p
+		next.Env = env
+		if err := l.start(next); err != nil {
+			return err
+		}
+		p = l.process(name)
+		return l.awaitReady(ctx, name)
+	}
+	undo = func(ctx context.Context) error { return with(ctx, before) }
+	return undo, with(ctx, slices.Concat(before, env)) // of two the last holds
+}
+
 // Stop ends a process of the lab, which stays known; Start brings it back.
 func (l *Lab) Stop(ctx context.Context, name string) error {
 	p := l.process(name)

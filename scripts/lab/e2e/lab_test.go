@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -199,6 +200,30 @@ func (s *session) askJSON(into any, args ...string) {
 	}
 }
 
+// records are the lines of the session's access log so far.
+func (s *session) records() []string {
+	s.t.Helper()
+	b, err := os.ReadFile(s.access)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSpace(string(b)), "\n")
+}
+
+// recorded waits for an access record that holds all texts.
+func (s *session) recorded(what string, texts ...string) {
+	s.t.Helper()
+	eventually(s.t, "the record of "+what, func() error {
+		all := s.records()
+		for _, line := range all {
+			if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no record with %q in\n%s", texts, strings.Join(all, "\n"))
+	})
+}
+
 func api(t *testing.T) *cluster.API {
 	t.Helper()
 	a, err := lab.API()
@@ -208,8 +233,9 @@ func api(t *testing.T) *cluster.API {
 	return a
 }
 
-// apply makes objects for the time of a test.
-func apply(t *testing.T, text string) {
+// apply makes objects for the time of a test, and at its end removes them and
+// waits until that, too, has reached whom it concerns, which gone tells.
+func apply(t *testing.T, text string, gone func() error) {
 	t.Helper()
 	a := api(t)
 	if err := a.Apply(t.Context(), []byte(text)); err != nil {
@@ -217,6 +243,10 @@ func apply(t *testing.T, text string) {
 	}
 	t.Cleanup(func() {
 		if err := a.Delete(context.Background(), []byte(text)); err != nil {
+			t.Error(err)
+		}
+		err := cluster.Poll(context.Background(), takeLimit, "the objects to be gone everywhere", func(context.Context) error { return gone() })
+		if err != nil {
 			t.Error(err)
 		}
 	})

@@ -100,3 +100,52 @@ func TestIstiodRestartsUnderTraffic(t *testing.T) {
 	}
 	s.run("curl", "-sS", "--fail", "http://echo.testing").want(t, 0, "URI="+identity("test-http"))
 }
+
+// burst makes many requests at once, so that each needs a connection of its
+// own, and returns the status codes.
+func (s *session) burst(requests int) []string {
+	s.t.Helper()
+	const script = `seq %d | xargs -P 40 -I{} curl -sS -m 20 -o /dev/null -w '%%{http_code}\n' 'http://echo.testing/delay/100ms?{}'`
+	r := s.run("sh", "-c", fmt.Sprintf(script, requests))
+	r.want(s.t, 0)
+	return strings.Fields(r.out)
+}
+
+// The gateway goes on to lead every other connection to a pod whose sidecar
+// is dead, since nobody tells it; each try is a connection. What fails is what
+// fails with an Envoy: a request all of whose three tries went there.
+func TestSidecarDiesAndComesBack(t *testing.T) {
+	s := open(t, "test-http")
+	if err := lab.Stop(t.Context(), cluster.AgentEchoV1); err != nil {
+		t.Fatal(err)
+	}
+	const requests = 200
+	codes := s.burst(requests)
+	failed := 0
+	for _, c := range codes {
+		if c != "200" {
+			failed++
+		}
+	}
+	if err := lab.Start(t.Context(), cluster.AgentEchoV1); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d of %d requests failed", failed, requests)
+	if len(codes) != requests || failed > requests/3 {
+		t.Errorf("%d of %d requests failed", failed, len(codes))
+	}
+	for _, line := range s.records() {
+		if strings.Contains(line, "protocol=http") && !strings.Contains(line, "status=200") && !strings.Contains(line, "status=503 ") ||
+			strings.Contains(line, "status=503") && !(strings.Contains(line, "tries=3") && strings.Contains(line, "flags=UF,URX")) {
+			t.Errorf("failed otherwise: %s", line)
+		}
+	}
+	eventually(t, "every request to be answered again", func() error {
+		for _, c := range s.burst(40) {
+			if c != "200" {
+				return fmt.Errorf("status %s", c)
+			}
+		}
+		return nil
+	})
+}
