@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -68,7 +67,7 @@ type Config struct {
 	// LeaseNamespace is where replicas agree which of them works; "": there is
 	// one replica.
 	LeaseNamespace string
-	Registerer     prometheus.Registerer // nil: nothing is counted
+	Metrics        *Metrics // nil: nobody sees them
 }
 
 var errNoNamespace = errors.New("heimdall controller: no namespace to work in")
@@ -121,9 +120,12 @@ func Add(mgr ctrl.Manager, cfg Config) error {
 }
 
 func newReconciler(c client.Client, recorder events.EventRecorder, cfg Config) (*reconciler, error) {
-	m, err := newMetrics(cfg.Registerer)
-	if err != nil {
-		return nil, err
+	m := cfg.Metrics
+	if m == nil {
+		var err error
+		if m, err = NewMetrics(nil); err != nil {
+			return nil, err
+		}
 	}
 	return &reconciler{
 		client: c, recorder: recorder, metrics: m, anyAccount: cfg.AnyAccount, now: time.Now,

@@ -56,7 +56,11 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	s.AddKnownTypeWithName(GroupKind, &unstructured.Unstructured{})
 	s.AddKnownTypeWithName(GroupKind.GroupVersion().WithKind(GroupKind.Kind+"List"), &unstructured.UnstructuredList{})
 	w.client = fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).WithInterceptorFuncs(interceptor.Funcs{SubResourceCreate: w.mint}).Build()
-	r, err := newReconciler(w.client, w.recorder, Config{Namespaces: []string{"external"}, Registerer: prometheus.NewRegistry()})
+	m, err := NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := newReconciler(w.client, w.recorder, Config{Namespaces: []string{"external"}, Metrics: m})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,14 +8,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-type metrics struct {
+// Metrics are the controller's. They outlive a manager that had to end.
+type Metrics struct {
 	tokens   *prometheus.CounterVec // by result
 	warnings *prometheus.CounterVec // by reason
 	expiry   *prometheus.GaugeVec   // by group
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
+// NewMetrics registers the metrics; nil: nobody sees them.
+func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
+	m := &Metrics{
 		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "nasp_heimdall_tokens_total", Help: "Access tokens of groups: issued, renewed, removed, failed.",
 		}, []string{"result"}),

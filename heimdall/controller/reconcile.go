@@ -41,7 +41,7 @@ const (
 type reconciler struct {
 	client     client.Client
 	recorder   events.EventRecorder
-	metrics    *metrics
+	metrics    *Metrics
 	anyAccount bool
 	now        func() time.Time
 

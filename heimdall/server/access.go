@@ -114,6 +114,7 @@ func (s *Server) enroll(ctx context.Context, g kube.Group, shown heimdall.Secret
 	if err != nil {
 		return e, err
 	}
+	s.informed.Store(true)
 	issued, expiry := shown.Life()
 	if time.Since(issued) >= time.Duration(renewAfter*float64(expiry.Sub(issued))) {
 		e.AccessToken, e.AccessTokenExpiry, err = s.cfg.Kube.Mint(ctx, g.Namespace, g.ServiceAccount, kube.Audience(g.Namespace, g.Name), g.Life)
