@@ -241,7 +241,7 @@ func TestMetricsAndRecords(t *testing.T) {
 	h.do(t, "curl -sS http://echo.testing/status/404")
 	metrics := get(t, "http://"+addr+"/metrics")
 	for _, want := range []string{
-		"nasp_tun_build_info{", "nasp_tun_ready 1", `istio_requests_total{`, `response_code="404"`, `reporter="source"`,
+		"nasp_tun_build_info{", "nasp_tun_ready 1", `istio_build{component="proxy"`, `istio_requests_total{`, `response_code="404"`, `reporter="source"`,
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("the metrics lack %q", want)

@@ -135,6 +135,7 @@ func (t *tunnel) join(s *services) error {
 	cfg.LocalNames = t.localNames()
 	cfg.CaptureDNS = true
 	cfg.OutsideAllow = t.cfg.Exec.Outside == "allow"
+	cfg.Version = readBuildInfo().Version
 	cfg.Logger = t.log
 	cfg.Registerer = t.registry
 	cfg.Access = t.logs.access
