@@ -222,6 +222,9 @@ func (m *Mesh) explainEndpoint(e *Explanation, s *catalog.Snapshot, c *catalog.C
 	d := how(c.Config, ep)
 	switch d.Kind {
 	case resource.Plain:
+		if c.Config.Discovery == resource.OriginalDst && s.Strays(c.Config, dst.Addr()) {
+			return e.stop("transport", d.Kind.String(), "the address belongs to another service: refused, since that may want mutual TLS")
+		}
 		e.ok("transport", d.Kind.String(), "istiod marks this endpoint as one without mutual TLS")
 		e.Verdict = "sent in clear to " + ep.Key() + ", as the mesh's configuration says"
 	case resource.IstioMTLS:

@@ -204,6 +204,19 @@ func (s *Snapshot) Owns(a netip.Addr) bool {
 	return false
 }
 
+// Strays reports whether an address belongs to services of the mesh, and none of
+// them is the cluster's. A cluster of original destinations dials whatever the
+// client dialled: a Host that is not the address's own, or a listener of a
+// whole port, leads other services' addresses to it, for which its word that
+// clear text will do does not stand.
+func (s *Snapshot) Strays(c *resource.Cluster, a netip.Addr) bool {
+	have, owned := s.addresses.clusters[a.Unmap()]
+	host := c.Istio.Service().Host
+	return owned && !slices.ContainsFunc(have, func(o *Cluster) bool {
+		return o.Config.Name == c.Name || host != "" && o.Config.Istio.Service().Host == host
+	})
+}
+
 // Echo reports whether something answers at an address: a healthy endpoint of
 // a service that has it, or a healthy workload.
 func (s *Snapshot) Echo(a netip.Addr) bool {

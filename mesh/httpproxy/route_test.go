@@ -148,6 +148,17 @@ func TestRouteAnswers(t *testing.T) {
 				Name: "allow_any", Domains: []string{"*"}, Routes: []*resource.Route{e.route},
 			})
 		}, status: 502, body: "not known at 10.96.0.10:80", reason: "unrouted", flags: "NR"},
+		{name: "the Host of a headless service at another's address", change: func(e *env) {
+			// Plain TCP by its own configuration, as istiod's for headless services.
+			e.more = append(e.more, &resource.Cluster{Name: "outbound|80||headless.testing", Discovery: resource.OriginalDst})
+			mine := *e.route
+			mine.Action = &resource.RouteAction{Clusters: []resource.WeightedCluster{{Name: echoName, Weight: 1}}}
+			e.routes.VirtualHosts[0].Domains, e.routes.VirtualHosts[0].Routes = []string{"10.96.0.10"}, []*resource.Route{&mine}
+			e.route.Action.Clusters[0].Name = "outbound|80||headless.testing"
+			e.routes.VirtualHosts = append(e.routes.VirtualHosts, &resource.VirtualHost{
+				Name: "headless.testing:80", Domains: []string{"echo.testing"}, Routes: []*resource.Route{e.route},
+			})
+		}, status: 502, body: "another service", reason: "unrouted", flags: "NR"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := newEnv(t)

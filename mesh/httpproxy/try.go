@@ -212,10 +212,17 @@ func (a *attempt) connect(s *series) *failure {
 	tr := a.target.Transport()
 	x.rec.Endpoint, x.rec.Upstream = a.target.Endpoint(), a.target.Address().String()
 	x.rec.MTLS, x.rec.PeerID = tr.Kind == resource.IstioMTLS, ""
-	if tr.Kind == resource.Plain && x.snap.HBONEOnly(a.target.Address().Addr()) {
+	switch dst := a.target.Address().Addr(); {
+	case tr.Kind != resource.Plain:
+	case x.snap.HBONEOnly(dst):
 		return &failure{
 			reason: telemetry.TransportUnsupported, status: http.StatusServiceUnavailable,
 			err: fmt.Errorf("%s is reached by HBONE only, which is not supported yet", x.rec.Upstream),
+		}
+	case a.target.Host == nil && x.snap.Strays(x.cluster.Config, dst):
+		return &failure{
+			reason: telemetry.Unrouted, status: http.StatusBadGateway,
+			err: fmt.Errorf("%s belongs to another service than %s", x.rec.Upstream, x.cluster.Config.Name),
 		}
 	}
 	a.lease, err = x.p.cfg.Upstream.HTTP(a.ctx, upstream.HTTPRequest{

@@ -36,6 +36,7 @@ func TestWhereAFlowGoes(t *testing.T) {
 	hbone := static("outbound|9000||echo", "10.0.0.1:9000")
 	hbone.Endpoints.Localities[0].Endpoints[0].Tunnel = "connect_originate"
 	headless := &resource.Cluster{Name: "outbound|9000||echo", Discovery: resource.OriginalDst}
+	other := &resource.Cluster{Name: "outbound|9001||other", Discovery: resource.OriginalDst}
 	filtered := listener(vip, &resource.FilterChain{Refused: "network filter envoy.filters.network.rbac"})
 	narrow := listener(vip, &resource.FilterChain{Match: resource.ChainMatch{DestinationPort: 1}, TCP: to("outbound|9000||echo")})
 
@@ -60,6 +61,14 @@ func TestWhereAFlowGoes(t *testing.T) {
 		{"another port of a service", []any{echo, echoOnVIP, passthrough, allowAny}, nil, "10.96.0.10:9001", "", "unrouted"},
 		{"another port, no policy", []any{echo, echoOnVIP}, nil, "10.96.0.10:9001", "", "unrouted"},
 		{"another port, --outside=allow", []any{echo, echoOnVIP, blackhole, registry}, allow, "10.96.0.10:9001", "", "blackhole"},
+		{
+			"another service's address, by a headless service of the whole port",
+			[]any{echo, echoOnVIP, other, listener("0.0.0.0:9001", tcpChain(to(other.Name)))}, nil, "10.96.0.10:9001", "", "unrouted",
+		},
+		{
+			"an address outside, by a service of the whole port",
+			[]any{echo, echoOnVIP, other, listener("0.0.0.0:9001", tcpChain(to(other.Name)))}, nil, "192.0.2.1:9001", "mesh tcp 192.0.2.1:9001", "",
+		},
 		{"an endpoint that wants HBONE", []any{hbone, echoOnVIP}, nil, vip, "", "transport_unsupported"},
 		{
 			"a headless pod of an ambient mesh, for which xDS says clear text",

@@ -175,7 +175,8 @@ var passthrough = &resource.Cluster{Name: catalog.PassthroughCluster, Discovery:
 // the mesh's.
 func (s *session) outside(ctx context.Context, t *resource.TCPProxy) {
 	s.record.Cluster = passthrough
-	if s.snapshot.Owns(s.record.Dst.Addr()) {
+	// The newest word counts: the client may have been silent for hours.
+	if s.p.cfg.Catalog.Snapshot().Owns(s.record.Dst.Addr()) {
 		s.refuse(telemetry.Unrouted, fmt.Errorf("%s belongs to the mesh, and no listener takes port %d", s.record.Dst.Addr(), s.record.Dst.Port()))
 		return
 	}
@@ -221,13 +222,8 @@ func (s *session) connect(ctx context.Context, pick func(context.Context) (upstr
 	if err != nil {
 		return nil, nil, err
 	}
-	tr := target.Transport()
-	if tr.Kind == resource.Plain && s.snapshot.HBONEOnly(target.Address().Addr()) {
-		// For headless services of an ambient mesh, xDS alone says clear text.
-		return nil, nil, &upstream.Error{
-			Reason: upstream.ReasonUnsupported,
-			Err:    fmt.Errorf("connect %s: the mesh wants HBONE, which is not supported yet", target.Address()),
-		}
+	if err := s.mayDial(&target); err != nil {
+		return nil, nil, err
 	}
 	if target.Host != nil {
 		target.Host.Acquire()
@@ -242,6 +238,28 @@ func (s *session) connect(ctx context.Context, pick func(context.Context) (upstr
 	s.record.PeerID = server.PeerID()
 	s.record.MTLS = server.Transport() == resource.IstioMTLS
 	return server, target.Host, nil
+}
+
+// mayDial refuses clear text to an address for which the mesh says otherwise
+// than the cluster does.
+func (s *session) mayDial(t *upstream.Target) error {
+	tr, dst := t.Transport(), t.Address()
+	switch {
+	case tr.Kind != resource.Plain:
+		return nil
+	case s.snapshot.HBONEOnly(dst.Addr()):
+		// For headless services of an ambient mesh, xDS alone says clear text.
+		return &upstream.Error{
+			Reason: upstream.ReasonUnsupported,
+			Err:    fmt.Errorf("connect %s: the mesh wants HBONE, which is not supported yet", dst),
+		}
+	case t.Host == nil && s.snapshot.Strays(t.Cluster, dst.Addr()):
+		return &upstream.Error{
+			Reason: string(telemetry.Unrouted),
+			Err:    fmt.Errorf("connect %s: the address belongs to another service than %s", dst, t.Cluster.Name),
+		}
+	}
+	return nil
 }
 
 // whileClientWaits returns a context that ends when the client gives up.

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
@@ -13,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nasp-tun/nasp-tun/mesh/catalog"
+	"github.com/nasp-tun/nasp-tun/mesh/proxy"
 	"github.com/nasp-tun/nasp-tun/mesh/resource"
 )
 
@@ -163,6 +166,29 @@ func TestServerFirstProtocolLives(t *testing.T) {
 			expectEnd(t, f.client, syscall.ECONNRESET)
 			r.expectReason("sniff")
 		})
+	})
+}
+
+// What became the mesh's while the client was silent does not leave in clear.
+func TestSilentClientOfAnAddressThatBecomesTheMeshs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		outside := virtual(tcpChain(to("PassthroughCluster")))
+		outside.Chains = append(outside.Chains, &resource.FilterChain{
+			Match: resource.ChainMatch{ApplicationProtocols: []string{"http/1.1"}}, HTTP: &resource.HTTPManager{Routes: &resource.RouteConfiguration{}},
+		})
+		outside.HTTPInspector, outside.SniffTimeout, outside.ContinueOnTimeout = true, time.Hour, true
+		var mesh *catalog.Catalog
+		r := newRig(t, func(c *proxy.Config) { mesh = c.Catalog }, passthrough, outside)
+		f := r.connect(vip)
+		synctest.Wait()
+		mesh.SetNames(&resource.NameTable{Names: map[string]*resource.Name{
+			"echo.testing": {Host: "echo.testing", Addresses: []netip.Addr{netip.MustParseAddrPort(vip).Addr()}},
+		}})
+		mesh.Publish()
+		send(t, f.client, "\x00secret")
+		expectEnd(t, f.client, syscall.ECONNRESET)
+		r.expectReason("unrouted")
+		r.expectEvents("accept", "client abort")
 	})
 }
 
