@@ -142,6 +142,7 @@ func TestCrash(t *testing.T) {
 			t.Fatalf("%s: the journal is still there", out)
 		}
 	}
+	t.Logf("killed at %d moments", moment-1)
 	if moment < 30 {
 		t.Errorf("a session has only %d moments", moment)
 	}

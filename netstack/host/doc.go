@@ -33,6 +33,31 @@
 // where the terminal has not done so already, and [ExitStatus.Exit] ends this
 // process as the program ended.
 //
+// # A part of a whole host
+//
+// [OpenCapture] leads the addresses of a mesh, and ranges that the user names, into a
+// TUN of the host; all else goes as it went. It owns three routing rules, one table and
+// the protocol number 155, by which each rule and route of ours is known; nothing
+// without that number is ever deleted.
+//
+//	any program's packet ─> 90: table 7777 ─> 10.96.0.10 dev nasp0            ─> the TUN
+//	                                          unreachable 10.96.0.10, behind it: shows when the TUN is gone
+//	our own, marked ──────> 89: goto 91 ────> the host's own rules and tables ─> uplink, VPN, …
+//
+// An address or range that somebody else owns on this host, by any table, is not taken:
+// the address gets one of a virtual range instead ([Capture.Map], [Capture.Real]), with
+// the owner's name in [Capture.Status].
+//
+// [OpenDNS] tells the host's resolver of our server: systemd-resolved for the domains
+// that [Claims] chooses, or resolv.conf with the old servers behind ours.
+//
+// Most of this the kernel drops with the TUN, however the process ends. What would stay
+// is in a journal ([OpenState]), synced before each change: [CleanUp] undoes it without
+// a daemon, and the next start takes it up. In this order:
+//
+//	OpenState ─ OpenCapture ─ (netstack on Device) ─ Apply ─ OpenDNS ─ Claim ─ Prove, both ─ Watch, Run
+//	DNS.Close ─ Capture.Close ─ State.Close                 undoes it; Leave in place of Close is a crash
+//
 // # The way out
 //
 // [Dialer] is the only maker of outgoing sockets in nasp-tun, so that there is

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -232,13 +233,14 @@ func resolvedLife(t *testing.T) {
 	if err := c.Apply(addrs("10.96.0.10", "10.96.0.11")); err != nil {
 		t.Fatal(err)
 	}
-	var d *DNS
-	server := ourServer(t, func() []netip.AddrPort { return d.Upstream() })
+	var dns atomic.Pointer[DNS] // our server answers before the resolver is told of it
+	server := ourServer(t, func() []netip.AddrPort { return dns.Load().Upstream() })
 	logged := make(logWaiter, 1000)
 	d, err := OpenDNS(t.Context(), DNSConfig{State: c.state, Index: c.Index(), Server: server, Logger: slog.New(slog.NewTextHandler(logged, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
+	dns.Store(d)
 	if mode, warning := d.Mode(); mode != DNSResolved || warning != "" {
 		t.Errorf("mode %s, %s", mode, warning)
 	}

@@ -38,7 +38,8 @@ func createDevice(name string, mtu int) (d Device, err error) {
 		return d, fmt.Errorf("create device %s: %w", name, err)
 	}
 	defer func() {
-		err = errors.Join(err, dev.Close())
+		// Its error is that of a listener which had ended before it was told to.
+		_ = dev.Close()
 		for range dev.Events() { // until its listeners have ended
 		}
 	}()
