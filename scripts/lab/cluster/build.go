@@ -198,7 +198,7 @@ func (l *Lab) fetchEtcd(ctx context.Context) (string, error) {
 		return "", err
 	}
 	l.say("fetching etcd")
-	cmd := exec.CommandContext(ctx, "sh", "-c", "apt-get download -qq etcd-server && dpkg-deb -x etcd-server_*.deb .")
+	cmd := exec.CommandContext(ctx, "sh", "-c", "apt-get download -qq etcd-server || { apt-get update -qq && apt-get download -qq etcd-server; }; dpkg-deb -x etcd-server_*.deb .")
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("fetch etcd (Debian's package etcd-server): %w: %s", err, out)
