@@ -84,6 +84,11 @@ func (s *session) sniff(ctx context.Context, l *catalog.Listener, seen *catalog.
 	case s.first.gone():
 		s.refuse(telemetry.ClientGone, s.first.err)
 		return false
+	case s.first.silent() && !s.serverMaySpeak(l):
+		// A probe, or a connection opened ahead and not used. As with HTTP
+		// there is nothing to record.
+		_ = s.first.c.Close()
+		return false
 	case s.first.timedOut():
 		s.p.cfg.Telemetry.SniffTimedOut()
 		if l.Config.SniffTimeout > 0 && !l.Config.ContinueOnTimeout {

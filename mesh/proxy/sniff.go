@@ -59,6 +59,9 @@ func (s *sniffer) more() bool {
 	return n > 0
 }
 
+// silent reports whether the client ended without a word.
+func (s *sniffer) silent() bool { return s.err == io.EOF && len(s.buf) == 0 }
+
 // timedOut reports whether the client stayed silent too long.
 func (s *sniffer) timedOut() bool { return errors.Is(s.err, os.ErrDeadlineExceeded) }
 

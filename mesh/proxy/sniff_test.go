@@ -237,6 +237,16 @@ func TestClientsThatEndWhileTheyAreSniffed(t *testing.T) {
 		f.client.Close()
 		r.expectReason("")
 	})
+	t.Run("an end without a word, where only HTTP has a way", func(t *testing.T) {
+		r := newRig(t, nil, append(auto(func(l *resource.Listener) { l.Default = tcpChain(to("PassthroughCluster")) }), passthrough)...)
+		f := r.connect(vip)
+		_ = f.client.CloseWrite()
+		expectEnd(t, f.client, io.EOF)
+		f.client.Close()
+		if all := r.records(); len(all) != 0 {
+			t.Errorf("records of nothing: %v", all)
+		}
+	})
 	t.Run("a reset", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRig(t, nil, auto(nil)...)
