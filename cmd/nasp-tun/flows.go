@@ -89,7 +89,13 @@ const dnsPort = 53
 // looked for outside.
 var ownRange = netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 0, 0}), 29)
 
-func own(a netip.Addr) bool { return ownRange.Contains(a) }
+// own reports whether an address means the machine that uses it. Kernels send
+// nothing to such addresses, but a raw socket does: as IPv4 in IPv6 loopback too.
+// Dialled outside they would be the host, past --no-host-loopback.
+func own(a netip.Addr) bool {
+	a = a.Unmap()
+	return ownRange.Contains(a) || a.IsLoopback() || a.IsUnspecified()
+}
 
 func (h *flows) enter() bool {
 	h.mu.Lock()
