@@ -73,6 +73,9 @@ type HostPort struct {
 	Listener net.Listener
 }
 
+// stageExec is the last stage, in which the program is to run.
+const stageExec = "exec"
+
 // An ExecError says why the program does not run.
 type ExecError struct {
 	Stage string // what was being done: "namespaces", "mounts", "tun", "network", "user", "exec", …
@@ -81,7 +84,12 @@ type ExecError struct {
 	Err   error
 }
 
-func (e *ExecError) Error() string { return fmt.Sprintf("%s: %v", e.Stage, e.Err) }
+func (e *ExecError) Error() string {
+	if e.Stage == stageExec {
+		return e.Err.Error() // which names the program, where there is one
+	}
+	return fmt.Sprintf("%s: %v", e.Stage, e.Err)
+}
 
 // Unwrap returns the cause.
 func (e *ExecError) Unwrap() error { return e.Err }

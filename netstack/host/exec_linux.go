@@ -93,7 +93,7 @@ func StartExec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
 // newPlan validates cfg and makes the plan and the program's environment.
 func newPlan(cfg *ExecConfig) (*plan, []string, error) {
 	if len(cfg.Args) == 0 || cfg.Args[0] == "" {
-		return nil, nil, &ExecError{Stage: "exec", Code: ExitNotFound, Err: errors.New("no program is named")}
+		return nil, nil, &ExecError{Stage: stageExec, Code: ExitNotFound, Err: errors.New("no program is named")}
 	}
 	if n := len(cfg.HostPorts); n > maxHostPorts {
 		return nil, nil, setupError("sockets", fmt.Errorf("%d host ports: at most %d", n, maxHostPorts))

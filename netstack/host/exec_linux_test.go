@@ -131,11 +131,11 @@ func TestProgramThatCannotRun(t *testing.T) {
 			code         int
 			text         string
 		}{
-			{"", "no-such-program", 127, "exec: exec no-such-program: no such file"},
-			{"", "/no/such/program", 127, "exec /no/such/program: no such file"},
-			{"", "/etc/passwd", 126, "exec /etc/passwd: permission denied"},
-			{"", "/etc", 126, "exec /etc: permission denied"},
-			{"mkdir /mnt/bin; echo x >/mnt/bin/tool; PATH=/mnt/bin:$PATH", "tool", 126, "exec /mnt/bin/tool: permission denied"},
+			{"", "no-such-program", 127, "run no-such-program: no such file"},
+			{"", "/no/such/program", 127, "run /no/such/program: no such file"},
+			{"", "/etc/passwd", 126, "run /etc/passwd: permission denied"},
+			{"", "/etc", 126, "run /etc: permission denied"},
+			{"mkdir /mnt/bin; echo x >/mnt/bin/tool; PATH=/mnt/bin:$PATH", "tool", 126, "run /mnt/bin/tool: permission denied"},
 			{"printf '#!/no/such/interpreter\n' >/mnt/script; chmod 755 /mnt/script", "/mnt/script", 127, "no such file"},
 			{"cd /mnt; echo 'exit 9' >script; chmod 755 script; PATH=:$PATH", "script", 9, ""},
 		} {

@@ -93,7 +93,7 @@ func explainClone(err error, rootless bool, f facts) *ExecError {
 		e.Err = errors.New("user namespaces are nested too deeply")
 		e.Hint = "the kernel allows 32 levels"
 	case errors.Is(err, unix.E2BIG):
-		e.Stage, e.Code, e.Err = "exec", ExitNotExecutable, err
+		e.Stage, e.Code, e.Err = stageExec, ExitNotExecutable, err
 	case errors.Is(err, unix.ENOENT):
 		e.Err = fmt.Errorf("start %s: %w", selfExe, err)
 		e.Hint = "/proc must be mounted"

@@ -148,7 +148,7 @@ func (s *stage) become(argv []string) *report {
 	if errors.Is(err, unix.ENOENT) {
 		code = ExitNotFound
 	}
-	return failure("exec", code, err)
+	return failure(stageExec, code, err)
 }
 
 // dropCapabilities leaves none, but for root's own.
@@ -172,12 +172,12 @@ const defaultPath = "/bin:/usr/bin"
 // only what kept it from that.
 func execvp(argv, env []string) error {
 	name := argv[0]
-	notFound := &os.PathError{Op: "exec", Path: name, Err: unix.ENOENT}
+	notFound := &os.PathError{Op: "run", Path: name, Err: unix.ENOENT}
 	if name == "" {
 		return notFound
 	}
 	if strings.Contains(name, "/") {
-		return &os.PathError{Op: "exec", Path: name, Err: execve(name, argv, env)}
+		return &os.PathError{Op: "run", Path: name, Err: execve(name, argv, env)}
 	}
 	path, ok := getEnv(env, "PATH")
 	if !ok {
@@ -194,12 +194,12 @@ func execvp(argv, env []string) error {
 		case errors.Is(err, unix.EACCES):
 			// A directory that may not be searched says nothing about the program.
 			if _, missing := os.Lstat(file); missing == nil {
-				denied = &os.PathError{Op: "exec", Path: file, Err: err}
+				denied = &os.PathError{Op: "run", Path: file, Err: err}
 			}
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENODEV),
 			errors.Is(err, unix.ESTALE), errors.Is(err, unix.ETIMEDOUT):
 		default:
-			return &os.PathError{Op: "exec", Path: file, Err: err}
+			return &os.PathError{Op: "run", Path: file, Err: err}
 		}
 	}
 	if denied != nil {
