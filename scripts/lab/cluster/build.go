@@ -111,7 +111,7 @@ func (l *Lab) build(ctx context.Context, p program) (string, error) {
 		return "", err
 	}
 	what := fmt.Sprintf("building %s %s", filepath.Base(p.pkg), version)
-	return bin, l.slowly(ctx, what, bin, func(ctx context.Context, tmp string) *exec.Cmd {
+	err = l.slowly(ctx, what, bin, func(ctx context.Context, tmp string) *exec.Cmd {
 		// Two at a time and behind all else: these are long builds, and the
 		// compiler of the largest packages takes more than a gigabyte.
 		cmd := exec.CommandContext(ctx, "nice", "-n", "19", "go", "build", "-p", "2", "-trimpath", "-buildvcs=false",
@@ -120,6 +120,27 @@ func (l *Lab) build(ctx context.Context, p program) (string, error) {
 		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=readonly")
 		return cmd
 	})
+	if err != nil {
+		return "", err
+	}
+	return bin, l.forget(filepath.Base(p.pkg), bin)
+}
+
+// forget removes the builds of a program but one; each takes 100 MB.
+func (l *Lab) forget(name, keep string) error {
+	all, err := filepath.Glob(l.cache("bin", name+"-v*"))
+	if err != nil {
+		return err
+	}
+	for _, old := range all {
+		if old == keep {
+			continue
+		}
+		if err := os.Remove(old); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // slowly runs a command that makes a file, and says that it goes on. The file
