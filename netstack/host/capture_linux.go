@@ -208,7 +208,24 @@ func (c *Capture) makeRules() error {
 	}
 	have, _, err := c.table.stands()
 	c.table.have = have
-	return err
+	return errors.Join(err, c.checkQuestions())
+}
+
+// checkQuestions asks whose the TUN's own addresses are. A kernel that does not
+// understand how we ask would otherwise have every address look free.
+func (c *Capture) checkQuestions() error {
+	own := []netip.Addr{c.table.from4}
+	if c.table.from6.IsValid() {
+		own = append(own, c.table.from6)
+	}
+	found, err := c.rt.collisions(own)
+	if err == nil && len(found) != len(own) {
+		err = errors.New("the kernel does not answer as expected")
+	}
+	if err != nil {
+		return fmt.Errorf("test for collisions: %w", err)
+	}
+	return nil
 }
 
 // Device returns the TUN. Its descriptor is the caller's from then on: closing it

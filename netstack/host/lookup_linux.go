@@ -20,7 +20,10 @@ func routeQuestion(dst netip.Addr, mark uint32, match bool) *nl.NetlinkRequest {
 	msg.Family, msg.Dst_len = uint8(family(dst)), uint8(dst.BitLen())
 	msg.Table, msg.Protocol, msg.Scope, msg.Type = 0, 0, 0, 0
 	if match {
-		msg.Flags = unix.RTM_F_FIB_MATCH | unix.RTM_F_LOOKUP_TABLE
+		msg.Flags = unix.RTM_F_FIB_MATCH
+		if dst.Is4() {
+			msg.Flags |= unix.RTM_F_LOOKUP_TABLE // which IPv6 refuses, and does unasked
+		}
 	}
 	q.AddData(msg)
 	q.AddData(nl.NewRtAttr(unix.RTA_DST, dst.AsSlice()))

@@ -40,6 +40,8 @@ func probe(args []string) int {
 		d := Dialer{Mark: MarkOwn}
 		_, err := d.DialContext(context.Background(), "tcp", args[1])
 		fmt.Println(err)
+	case "capture": // with a state directory
+		fmt.Println(tryCapture(args[1]))
 	case "watch6":
 		return watch6()
 	case "mount":
@@ -260,4 +262,17 @@ func miniJob(args []string) int {
 		_ = unix.IoctlSetPointerInt(0, unix.TIOCSPGRP, p.Pid)
 		_ = unix.Kill(-p.Pid, unix.SIGCONT)
 	}
+}
+
+func tryCapture(dir string) error {
+	s, err := OpenState(dir, "test")
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	c, err := OpenCapture(CaptureConfig{State: s})
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }

@@ -77,6 +77,10 @@ func (f *fileDNS) write() error {
 		return fmt.Errorf("replace %s: the journal has another file of that name", f.path)
 	}
 	ours, upstream := resolvConfWith(text, f.server)
+	if strings.HasPrefix(string(was.Content), resolvConfBanner) {
+		// Ours of long ago, put back by somebody who had saved it.
+		was.Content = resolvConfWithout(was.Content, f.server)
+	}
 	was.Ours = contentHash(ours)
 	if err := f.state.note("resolv.conf", func(j *journal) {
 		j.dropFile(f.path)
@@ -129,10 +133,20 @@ func resolvConfHint(err error) string {
 // stand in text. All else stays, but for the option that takes servers in turn: names
 // of the mesh would be looked for elsewhere every other time.
 func resolvConfWith(text []byte, server netip.Addr) (out []byte, upstream []netip.AddrPort) {
+	head := resolvConfBanner + ": names of the mesh, and the host's servers after it.\n" +
+		"# `nasp-tun cleanup` puts back what was here before.\n" +
+		"nameserver " + server.String() + "\n"
+	for _, s := range ParseResolvConf(text).Servers {
+		if s.Addr().Unmap() != server {
+			upstream = append(upstream, s)
+		}
+	}
+	return append([]byte(head), resolvConfWithout(text, server)...), upstream
+}
+
+// resolvConfWithout returns text without what we write, and without the option.
+func resolvConfWithout(text []byte, server netip.Addr) []byte {
 	var b strings.Builder
-	b.WriteString(resolvConfBanner + ": names of the mesh, and the host's servers after it.\n")
-	b.WriteString("# `nasp-tun cleanup` puts back what was here before.\n")
-	b.WriteString("nameserver " + server.String() + "\n")
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
 		switch {
@@ -147,12 +161,7 @@ func resolvConfWith(text []byte, server netip.Addr) (out []byte, upstream []neti
 			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
 		}
 	}
-	for _, s := range ParseResolvConf(text).Servers {
-		if s.Addr().Unmap() != server {
-			upstream = append(upstream, s)
-		}
-	}
-	return []byte(b.String()), upstream
+	return []byte(b.String())
 }
 
 func (f *fileDNS) servers() []netip.AddrPort {

@@ -147,6 +147,27 @@ func TestResolvConfFile(t *testing.T) {
 	}
 }
 
+// TestResolvConfOfLongAgo begins with a file of ours that no journal knows of: a VPN had
+// saved it, and put it back after we had gone.
+func TestResolvConfOfLongAgo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	const clean = "search a.example\nnameserver 192.0.2.53\n"
+	stale, _ := resolvConfWith([]byte(clean), StubAddr)
+	if err := os.WriteFile(path, stale, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d := openTestDNS(t, openTestState(t, t.TempDir(), "test"), path, nil)
+	if got := fmt.Sprint(d.Upstream()); got != "[192.0.2.53:53]" {
+		t.Errorf("the host's servers are %s", got)
+	}
+	if err := d.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != clean {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
 func TestResolvConfWrittenByOthers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write := func(server string) {
