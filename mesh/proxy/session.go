@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 
 	"github.com/nasp-tun/nasp-tun/mesh/balance"
@@ -50,7 +51,7 @@ func (s *session) serve(ctx context.Context) {
 			return
 		}
 	}
-	chain := l.Match(dst, &seen)
+	chain := match(l, dst, &seen)
 	switch {
 	case chain == nil:
 		s.refuse(telemetry.NoChain, fmt.Errorf("listener %s: no filter chain for %s", l.Config.Name, describe(&seen)))
@@ -61,6 +62,24 @@ func (s *session) serve(ctx context.Context) {
 	default:
 		s.tcp(ctx, chain.TCP)
 	}
+}
+
+// match chooses the chain by what was seen. HTTP/1.0 goes where HTTP/1.1 does
+// if the manager there accepts it: istiod, asked for HTTP/1.0 by a node, says so
+// in the manager and forgets the chain's protocols, and the request would be
+// passed by as raw TCP (istio, networking/core/listener.go: only PILOT_HTTP10
+// adds http/1.0 to them).
+func match(l *catalog.Listener, dst netip.AddrPort, seen *catalog.Sniff) *resource.FilterChain {
+	chain := l.Match(dst, seen)
+	if len(seen.Protocols) != 1 || seen.Protocols[0] != http10 || chain != nil && chain.HTTP != nil {
+		return chain
+	}
+	newer := *seen
+	newer.Protocols = []string{http11}
+	if c := l.Match(dst, &newer); c != nil && c.HTTP != nil && c.HTTP.AcceptHTTP10 {
+		return c
+	}
+	return chain
 }
 
 // sniff looks at the client's first bytes. It reports whether the flow goes

@@ -340,3 +340,19 @@ func TestHTTPWithoutInspectors(t *testing.T) {
 		}
 	})
 }
+
+// istiod tells of HTTP/1.0 in the HTTP manager, and leaves it out of the
+// protocols of the chain (for a manager that does not, see the table above).
+func TestHTTP10GoesWhereItIsAccepted(t *testing.T) {
+	const request = "GET / HTTP/1.0\r\n\r\n"
+	r := newRig(t, nil, auto(func(l *resource.Listener) { l.Chains[0].HTTP.AcceptHTTP10 = true })...)
+	f := r.connect(vip)
+	go func() {
+		send(t, f.client, request)
+		_ = f.client.CloseWrite()
+	}()
+	r.running.Wait()
+	if len(r.http.got) != 1 || r.http.read[0] != request {
+		t.Errorf("HTTP got %q; events %v", r.http.read, r.log.all())
+	}
+}

@@ -296,7 +296,7 @@ func TestNode(t *testing.T) {
 			"NAME": "lap", "NAMESPACE": "external", "SERVICE_ACCOUNT": "test-http", "WORKLOAD_NAME": "test-http",
 			"CLUSTER_ID": "Kubernetes", "NETWORK": "network2", "MESH_ID": "other", "ISTIO_VERSION": "1.31.0",
 			"INSTANCE_IPS": "192.0.2.2,fe80::1", "AUTO_REGISTER_GROUP": "test-http",
-			"INTERCEPTION_MODE": "REDIRECT", "DNS_CAPTURE": "true", "DNS_AUTO_ALLOCATE": "true",
+			"INTERCEPTION_MODE": "REDIRECT", "DNS_CAPTURE": "true", "DNS_AUTO_ALLOCATE": "true", "HTTP10": "1",
 			"LABELS": {"app": "test-http"}, "X": "y"
 		}}`), &want))
 	if diff := cmp.Diff(protojson.Format(&want), protojson.Format(n)); diff != "" {

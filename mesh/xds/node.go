@@ -92,6 +92,9 @@ func metadata(cfg NodeConfig, name string, addrs []netip.Addr) map[string]*struc
 		"DNS_CAPTURE": "true",
 		// The same for an istiod before 1.25, where they are allocated per node.
 		"DNS_AUTO_ALLOCATE": "true",
+		// Listeners that take HTTP/1.0 for HTTP too: programs that cannot be
+		// changed are our trade, and some speak nothing newer.
+		"HTTP10": "1",
 	} {
 		if value != "" {
 			fields[key] = structpb.NewStringValue(value)
