@@ -46,7 +46,7 @@ func (h *flows) ServeTCP(ctx context.Context, f *netstack.TCPFlow) {
 			return
 		}
 		h.loopback.serveTCP(ctx, flow)
-	case own(dst.Addr()):
+	case closed(dst.Addr()):
 		f.Reject()
 	default:
 		h.mesh.ServeTCP(ctx, flow)
@@ -65,7 +65,7 @@ func (h *flows) ServeUDP(ctx context.Context, f *netstack.UDPFlow) {
 			return
 		}
 		h.loopback.serveUDP(ctx, flow)
-	case own(dst.Addr()):
+	case closed(dst.Addr()):
 		f.Reject()
 	default:
 		h.mesh.ServeUDP(ctx, flow)
@@ -89,12 +89,13 @@ const dnsPort = 53
 // looked for outside.
 var ownRange = netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 0, 0}), 29)
 
-// own reports whether an address means the machine that uses it. Kernels send
+func own(a netip.Addr) bool { return ownRange.Contains(a.Unmap()) }
+
+// closed reports whether an address means the machine that uses it. Kernels send
 // nothing to such addresses, but a raw socket does: as IPv4 in IPv6 loopback too.
 // Dialled outside they would be the host, past --no-host-loopback.
-func own(a netip.Addr) bool {
-	a = a.Unmap()
-	return ownRange.Contains(a) || a.IsLoopback() || a.IsUnspecified()
+func closed(a netip.Addr) bool {
+	return own(a) || a.Unmap().IsLoopback() || a.Unmap().IsUnspecified()
 }
 
 func (h *flows) enter() bool {
