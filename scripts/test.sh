@@ -16,5 +16,11 @@ if [ -x .cache/envoy/bin/envoy ]; then
   export ENVOY_BIN
 fi
 make -s build
+# Whoever starts this may ignore signals (nohup, a job in the background), and
+# what is ignored is inherited; the tests are about programs that do not.
+plain=()
+if env --default-signal=HUP true 2>/dev/null; then
+  plain=(env --default-signal=HUP,INT,QUIT)
+fi
 # -p 1: packages that measure or fill the machine must not disturb each other.
-exec "${GO:-go}" test -p 1 -timeout 20m "$@" ./...
+exec ${plain[@]+"${plain[@]}"} "${GO:-go}" test -p 1 -timeout 20m "$@" ./...
