@@ -63,11 +63,13 @@ func TestWhereAFlowGoes(t *testing.T) {
 		{"another port, --outside=allow", []any{echo, echoOnVIP, blackhole, registry}, allow, "10.96.0.10:9001", "", "blackhole"},
 		{
 			"another service's address, by a headless service of the whole port",
-			[]any{echo, echoOnVIP, other, listener("0.0.0.0:9001", tcpChain(to(other.Name)))}, nil, "10.96.0.10:9001", "", "unrouted",
+			[]any{echo, echoOnVIP, other, listener("0.0.0.0:9001", tcpChain(to(other.Name)))},
+			nil, "10.96.0.10:9001", "", "unrouted",
 		},
 		{
 			"an address outside, by a service of the whole port",
-			[]any{echo, echoOnVIP, other, listener("0.0.0.0:9001", tcpChain(to(other.Name)))}, nil, "192.0.2.1:9001", "mesh tcp 192.0.2.1:9001", "",
+			[]any{echo, echoOnVIP, other, listener("0.0.0.0:9001", tcpChain(to(other.Name)))},
+			nil, "192.0.2.1:9001", "mesh tcp 192.0.2.1:9001", "",
 		},
 		{"an endpoint that wants HBONE", []any{hbone, echoOnVIP}, nil, vip, "", "transport_unsupported"},
 		{
