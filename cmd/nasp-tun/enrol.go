@@ -18,6 +18,7 @@ import (
 
 	"github.com/nasp-tun/nasp-tun/heimdall"
 	"github.com/nasp-tun/nasp-tun/mesh"
+	"github.com/nasp-tun/nasp-tun/mesh/identity"
 	"github.com/nasp-tun/nasp-tun/mesh/xds"
 )
 
@@ -152,7 +153,8 @@ func (s *flagSource) Enroll(ctx context.Context) (heimdall.Enrollment, error) {
 	if len(e.InstanceIPs) == 0 {
 		own, err := addressTowards(ctx, s.dial, c.Istiod)
 		if err != nil {
-			return e, fmt.Errorf("find the address of this machine (--instance-ip tells it): %w", err)
+			// Without a way there is no address, but the way is what is missing.
+			return e, &joinError{c.Istiod, fmt.Errorf("%w: %w", identity.ErrUnreachable, err)}
 		}
 		e.InstanceIPs = []netip.Addr{own}
 	}
