@@ -185,7 +185,11 @@ func TestMesh(t *testing.T) {
 			for path, o := range tt.objs {
 				f.Put(path, o)
 			}
-			m, err := client(t, f, tt.change).Mesh(t.Context())
+			c := client(t, f, tt.change)
+			m, err := c.Mesh(t.Context())
+			if err == nil && tt.check == nil {
+				_, err = c.Enroll(t.Context(), kube.Workload{Namespace: "external", ServiceAccount: "test-http"})
+			}
 			switch {
 			case tt.check != nil && (err != nil || !tt.check(m)):
 				t.Errorf("mesh %+v, %v", m, err)
