@@ -12,7 +12,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -21,7 +20,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -383,33 +381,6 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// A body without an end is not read to it.
-func TestEndlessBody(t *testing.T) {
-	w := start(t, nil)
-	tr := http.DefaultTransport.(*http.Transport).Clone()
-	defer tr.CloseIdleConnections()
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(w.roots)
-	tr.TLSClientConfig.RootCAs = pool
-	body := &endless{left: 1 << 30}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.public+"/config", body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+w.fresh())
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusRequestEntityTooLarge {
-		t.Errorf("status %s", resp.Status)
-	}
-	if body.read.Load() > 8<<20 {
-		t.Errorf("%d bytes were taken", body.read.Load())
-	}
-}
-
 // A laptop that does not trust the certificate shows no token.
 func TestUntrusted(t *testing.T) {
 	w := start(t, nil)
@@ -419,131 +390,5 @@ func TestUntrusted(t *testing.T) {
 	}
 	if len(w.api.Calls()) != 0 {
 		t.Error("the token was shown")
-	}
-}
-
-func TestReadiness(t *testing.T) {
-	w := start(t, nil)
-	w.api.Fault(func(*http.Request) int { return http.StatusServiceUnavailable })
-	if code, text := w.get(t, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "not available") && !strings.Contains(text, "503") {
-		t.Errorf("without an API: %d %s", code, text)
-	}
-	if code, _ := w.get(t, "/healthz"); code != http.StatusOK {
-		t.Errorf("health %d", code)
-	}
-	w.api.Fault(nil)
-	if code, text := w.get(t, "/readyz"); code != http.StatusOK {
-		t.Errorf("ready: %d %s", code, text)
-	}
-	// Once it knows the mesh it stays: no other replica could do better.
-	w.api.Fault(func(*http.Request) int { return http.StatusServiceUnavailable })
-	if code, _ := w.get(t, "/readyz"); code != http.StatusOK {
-		t.Errorf("API away: %d", code)
-	}
-}
-
-// What is under way at the end is answered.
-func TestDrain(t *testing.T) {
-	w := start(t, nil)
-	reached, proceed := make(chan struct{}), make(chan struct{})
-	w.api.Fault(func(r *http.Request) int {
-		if strings.HasSuffix(r.URL.Path, "tokenreviews") {
-			close(reached)
-			<-proceed
-		}
-		return 0
-	})
-	answered := make(chan error, 1)
-	token := w.fresh()
-	go func() {
-		_, err := w.fetch(t, token)
-		answered <- err
-	}()
-	<-reached
-	stopped := make(chan error, 1)
-	go func() { stopped <- w.stop() }()
-	// The port is closed before the answer is sent.
-	for {
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(w.public, "https://"))
-		if err != nil {
-			break
-		}
-		c.Close()
-	}
-	close(proceed)
-	if err := <-answered; err != nil {
-		t.Error(err)
-	}
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-}
-
-// The certificate is taken up when it changes, and a broken one is not.
-func TestCertificateReloads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		chain, key := issue(t, 1)
-		var failure error
-		logs := &safeBuffer{}
-		c := server.NewCertificate(func(context.Context) ([]byte, []byte, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return chain, key, failure
-		}, slog.New(slog.NewTextHandler(logs, nil)))
-		if _, err := c.Get(nil); err == nil {
-			t.Error("a certificate out of nothing")
-		}
-		if err := c.Load(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- c.Run(ctx) }()
-		serial := func() string {
-			t.Helper()
-			time.Sleep(time.Minute) //rule:allow the bubble's clock
-			p, err := c.Get(nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return p.Leaf.SerialNumber.String()
-		}
-		set := func(a, b []byte, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			chain, key, failure = a, b, err
-		}
-		second, secondKey := issue(t, 2)
-		set(second, key, nil) // half written
-		if got := serial(); got != "1" {
-			t.Errorf("serial %s of half a pair", got)
-		}
-		set(second, secondKey, nil)
-		if got := serial(); got != "2" {
-			t.Errorf("serial %s after a change", got)
-		}
-		set(nil, nil, errors.New("no such file"))
-		if got := serial(); got != "2" {
-			t.Errorf("serial %s without a file", got)
-		}
-		if n := strings.Count(logs.String(), "no such file"); n != 1 {
-			t.Errorf("told %d times in a minute", n)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestNewChecks(t *testing.T) {
-	for _, cfg := range []server.Config{{}, {Public: &net.TCPListener{}, Internal: &net.TCPListener{}}} {
-		if _, err := server.New(cfg); err == nil {
-			t.Errorf("%+v was taken", cfg)
-		}
-	}
-	if got := fmt.Sprint(server.Files("gone", "gone")(t.Context())); !strings.Contains(got, "gone") {
-		t.Errorf("files: %s", got)
 	}
 }
