@@ -29,18 +29,13 @@ type config struct {
 	certFile, keyFile        string
 	tlsSecret                string
 	secretNamespace, secret  string // the two parts of tlsSecret
-	webhook                  webhookConfig
 	sourceRate, tokenRate    float64
 	drainDelay               time.Duration
 	logLevel                 slog.Level
 	logFormat, logLevelValue string
 }
 
-// A webhookConfig is that of the pod webhook; without listen there is none.
-type webhookConfig struct{ listen, image, pullPolicy, namespace string }
-
 var (
-	errWebhook     = errors.New("--webhook-listen needs --webhook-image and --webhook-namespace")
 	errNamespaces  = errors.New("--namespaces: at least one is needed")
 	errCertificate = errors.New("either --tls-cert-file and --tls-key-file or --tls-secret is needed")
 	errSecretName  = errors.New("--tls-secret: NAMESPACE/NAME is needed")
@@ -68,10 +63,6 @@ func parse(args []string, usage io.Writer) (config, error) {
 	f.StringVar(&c.certFile, "tls-cert-file", "", "certificate chain of the server, PEM")
 	f.StringVar(&c.keyFile, "tls-key-file", "", "key of the server, PEM")
 	f.StringVar(&c.tlsSecret, "tls-secret", "", "Secret of the server's certificate, NAMESPACE/NAME, in place of the files")
-	f.StringVar(&c.webhook.listen, "webhook-listen", "", "address of the pod webhook, HTTPS with the server's certificate; empty: none")
-	f.StringVar(&c.webhook.image, "webhook-image", "", "image of nasp-tun that the webhook puts into pods")
-	f.StringVar(&c.webhook.pullPolicy, "webhook-pull-policy", "", "pull policy of that image")
-	f.StringVar(&c.webhook.namespace, "webhook-namespace", "", "namespace of Heimdall, whose pods the webhook leaves alone")
 	f.Float64Var(&c.sourceRate, "source-rate", 50, "requests a second from one address, which may be a gateway's")
 	f.Float64Var(&c.tokenRate, "token-rate", 2, "requests a second with one access token")
 	f.DurationVar(&c.drainDelay, "drain-delay", 5*time.Second, "how long to serve after readiness has ended")
@@ -95,9 +86,6 @@ func (c *config) check() error {
 	}
 	if len(c.namespaces) == 0 {
 		return errNamespaces
-	}
-	if w := c.webhook; w.listen != "" && (w.image == "" || w.namespace == "") {
-		return errWebhook
 	}
 	files := c.certFile != "" && c.keyFile != ""
 	if files == (c.tlsSecret != "") || (c.certFile != "") != (c.keyFile != "") {

@@ -3,8 +3,7 @@
 // Command heimdall lets machines outside a cluster join its mesh. It runs in
 // the cluster and does two things: a controller keeps an access token for each
 // WorkloadGroup that asks for one, and a server takes such a token and answers
-// with what a laptop needs to join. A third is optional: a webhook puts nasp-tun
-// into pods that ask for it.
+// with what a laptop needs to join.
 //
 //	heimdall --namespaces external --tls-secret heimdall/heimdall-tls --lease-namespace heimdall
 //

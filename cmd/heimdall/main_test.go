@@ -18,12 +18,11 @@ func TestUsage(t *testing.T) {
 		"--namespaces a":                   "--tls-secret",
 		"--namespaces a --tls-cert-file c": "--tls-secret",
 		"--namespaces a --tls-secret n":    "NAMESPACE/NAME",
-		"--namespaces a --tls-secret a/b" + files:    "either",
-		"--namespaces a --log-level loud" + files:    "--log-level",
-		"--namespaces a --log-format xml" + files:    "--log-format",
-		"--namespaces a more" + files:                `unexpected argument "more"`,
-		"--namespaces a --webhook-listen :1" + files: "--webhook-image",
-		"--nonsense": "unknown flag",
+		"--namespaces a --tls-secret a/b" + files: "either",
+		"--namespaces a --log-level loud" + files: "--log-level",
+		"--namespaces a --log-format xml" + files: "--log-format",
+		"--namespaces a more" + files:             `unexpected argument "more"`,
+		"--nonsense":                              "unknown flag",
 	} {
 		var stderr bytes.Buffer
 		if code := command(t.Context(), strings.Fields(line), &stderr); code != exitUsage || !strings.Contains(stderr.String(), want) {

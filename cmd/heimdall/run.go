@@ -50,19 +50,11 @@ func run(ctx context.Context, cfg config, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cert := newCertificate(ctx, cfg, k, log)
-	s, err := newServer(ctx, cfg, k, cert, log)
-	if err != nil {
-		return err
-	}
-	hook, err := newWebhook(ctx, cfg, k, cert, log)
+	s, err := newServer(ctx, cfg, k, log)
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	if hook != nil {
-		g.Go(func() error { return hook.run(ctx) })
-	}
 	g.Go(func() error { return s.Run(ctx) })
 	g.Go(func() error {
 		return runController(ctx, api, controller.Config{
@@ -84,10 +76,9 @@ func restConfig(cfg config) (*rest.Config, error) {
 	return c, err
 }
 
-// newCertificate finds the certificate of the server and of the webhook. The
-// server keeps it fresh.
-func newCertificate(ctx context.Context, cfg config, k *kube.Client, log *slog.Logger) *server.Certificate {
-	log = log.With("component", "certificate")
+// newServer opens the ports, so that a port that is taken is told at once.
+func newServer(ctx context.Context, cfg config, k *kube.Client, log *slog.Logger) (*server.Server, error) {
+	log = log.With("component", "server")
 	load := server.Files(cfg.certFile, cfg.keyFile)
 	if cfg.secret != "" {
 		load = server.Secret(k, cfg.secretNamespace, cfg.secret)
@@ -97,12 +88,6 @@ func newCertificate(ctx context.Context, cfg config, k *kube.Client, log *slog.L
 		// An issuer may need a while; the readiness probe tells meanwhile.
 		log.Warn("no certificate yet", "err", err)
 	}
-	return cert
-}
-
-// newServer opens the ports, so that a port that is taken is told at once.
-func newServer(ctx context.Context, cfg config, k *kube.Client, cert *server.Certificate, log *slog.Logger) (*server.Server, error) {
-	log = log.With("component", "server")
 	public, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for laptops: %w", err)

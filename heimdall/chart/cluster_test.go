@@ -65,18 +65,11 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func install(t *testing.T, set ...string) *world {
+func install(t *testing.T) *world {
 	t.Helper()
 	w := &world{Cluster: kubetest.Start(t), t: t, logs: &lockedBuffer{}}
 	w.Apply(t, kubetest.Istio)
-	hook := freeAddress(t)
-	_, hookPort, err := net.SplitHostPort(hook)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// No kube-proxy makes a Service reachable here.
-	text := strings.Replace(render(t, set...), "service: {name: heimdall, namespace: heimdall, path: /mutate-pod, port: 443}",
-		"url: https://localhost:"+hookPort+"/mutate-pod", 1)
+	text := render(t)
 	w.Apply(t, text)
 	all := objects(t, text)
 	dir := t.TempDir()
@@ -105,7 +98,6 @@ func install(t *testing.T, set ...string) *world {
 	for i, a := range args {
 		a = strings.ReplaceAll(a, "--listen=:16443", "--listen="+public)
 		a = strings.ReplaceAll(a, "--listen-internal=:8080", "--listen-internal="+internal)
-		a = strings.ReplaceAll(a, "--webhook-listen=:9443", "--webhook-listen="+hook)
 		args[i] = strings.ReplaceAll(a, "/var/run/secrets/heimdall/", dir+"/")
 	}
 	cmd := exec.Command(bin, append(args, "--kubeconfig="+w.kubeconfig(dir), "--drain-delay=0")...)

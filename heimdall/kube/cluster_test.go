@@ -3,12 +3,10 @@
 package kube_test
 
 import (
-	"context"
 	"errors"
 	"testing"
 	"time"
 
-	"github.com/nasp-tun/nasp-tun/heimdall"
 	"github.com/nasp-tun/nasp-tun/heimdall/kube"
 	"github.com/nasp-tun/nasp-tun/heimdall/kube/kubetest"
 )
@@ -39,7 +37,10 @@ func TestClusterRoles(t *testing.T) {
 		t.Fatalf("without a Role: %v", err)
 	}
 	c.Apply(t, kube.Roles("system:serviceaccount:default:laptop", "external", "test-http", "", ""))
-	e := enrolled(t, laptop, w)
+	e, err := laptop.Enroll(t.Context(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := e.Validate(); err != nil {
 		t.Error(err)
 	}
@@ -64,29 +65,7 @@ func TestClusterRoles(t *testing.T) {
 		t.Errorf("API away: %v", err)
 	}
 	c.StartAPIServer(t)
-	enrolled(t, laptop, w)
-}
-
-// enrolled enrols as soon as the API server has heard of the Roles, which its
-// authorizer watches as everybody does.
-func enrolled(t *testing.T, c *kube.Client, w kube.Workload) heimdall.Enrollment {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		e, err := c.Enroll(ctx, w)
-		if err == nil {
-			return e
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal(err)
-		}
-		if !errors.Is(err, kube.ErrForbidden) {
-			t.Fatal(err)
-		}
+	if _, err := laptop.Enroll(t.Context(), w); err != nil {
+		t.Errorf("API back: %v", err)
 	}
 }

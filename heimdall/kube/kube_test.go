@@ -185,11 +185,7 @@ func TestMesh(t *testing.T) {
 			for path, o := range tt.objs {
 				f.Put(path, o)
 			}
-			c := client(t, f, tt.change)
-			m, err := c.Mesh(t.Context())
-			if err == nil && tt.check == nil {
-				_, err = c.Enroll(t.Context(), kube.Workload{Namespace: "external", ServiceAccount: "test-http"})
-			}
+			m, err := client(t, f, tt.change).Mesh(t.Context())
 			switch {
 			case tt.check != nil && (err != nil || !tt.check(m)):
 				t.Errorf("mesh %+v, %v", m, err)

@@ -40,7 +40,7 @@ var (
 
 // A Mesh is what all workloads of a mesh are told alike.
 type Mesh struct {
-	Addresses    []string // host:port at which istiod is reached from outside; none: it is not
+	Addresses    []string // host:port at which istiod is reached; at least one
 	ServerName   string   // of istiod's certificate
 	Roots        []byte   // PEM
 	Revision     string
@@ -175,7 +175,10 @@ func (c *Client) readGateway(ctx context.Context, m *Mesh) error {
 			}
 		}
 	}
-	m.Addresses = append(own, others...)
+	if m.Addresses = append(own, others...); len(m.Addresses) == 0 {
+		return fmt.Errorf("find the east-west gateway: %w: of %d Services labelled %s in namespace %s",
+			ErrNoGateway, len(found), c.cfg.GatewaySelector, c.cfg.GatewayNamespace)
+	}
 	return nil
 }
 

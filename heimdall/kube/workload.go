@@ -127,10 +127,6 @@ func (c *Client) Enroll(ctx context.Context, w Workload) (heimdall.Enrollment, e
 	if err != nil {
 		return heimdall.Enrollment{}, err
 	}
-	if len(m.Addresses) == 0 {
-		return heimdall.Enrollment{}, fmt.Errorf("find the east-west gateway: %w: Services labelled %s in namespace %s",
-			ErrNoGateway, c.cfg.GatewaySelector, c.cfg.GatewayNamespace)
-	}
 	account := either(w.ServiceAccount, "default")
 	token, expiry, err := c.Mint(ctx, w.Namespace, account, IstioAudience, IstioTokenLife)
 	if err != nil {

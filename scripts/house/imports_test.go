@@ -64,8 +64,7 @@ var rooms = map[string][]string{
 	"heimdall/kube/kubetest":     {},
 	"heimdall/server":            {"heimdall", "heimdall/kube"},
 	"heimdall/controller":        {"heimdall", "heimdall/kube"},
-	"cmd/heimdall":               {"heimdall/kube", "heimdall/server", "heimdall/controller", "heimdall/webhook"},
-	"heimdall/webhook":           {"heimdall/kube"},
+	"cmd/heimdall":               {"heimdall/kube", "heimdall/server", "heimdall/controller"},
 	"mesh":                       {"mesh/"},
 	"mesh/balance":               {"mesh/resource"},
 	"mesh/catalog":               {"mesh/resource", "mesh/balance"},
@@ -90,7 +89,7 @@ var outside = map[string][]string{
 	"github.com/miekg/dns":                   {"mesh", "mesh/dns", "cmd/nasp-tun"},
 	"github.com/spf13/cobra":                 {"cmd/nasp-tun"},
 	"k8s.io/client-go":                       {"heimdall/kube", "heimdall/kube/kubetest", "heimdall/controller", "cmd/heimdall"},
-	"sigs.k8s.io/controller-runtime":         {"heimdall/controller", "heimdall/webhook", "cmd/heimdall"},
+	"sigs.k8s.io/controller-runtime":         {"heimdall/controller", "cmd/heimdall"},
 }
 
 // banned are modules that must not be linked at all, with the reason.

@@ -148,7 +148,7 @@ func (c *Cluster) ready(ctx context.Context) error {
 		return err
 	}
 	var text json.RawMessage
-	return c.Call(ctx, http.MethodGet, "/api/v1/namespaces/default", "", nil, &text)
+	return c.do(ctx, http.MethodGet, "/api/v1/namespaces/default", "", nil, &text)
 }
 
 // StopAPIServer ends the API server; what it knew stays in etcd.
@@ -191,16 +191,15 @@ func (c *Cluster) Apply(t *testing.T, text string) {
 	}
 }
 
-// Do is Call, and ends the test if that fails.
+// Do makes one call as the administrator; an empty media type is JSON.
 func (c *Cluster) Do(t *testing.T, method, path, media string, in, out any) {
 	t.Helper()
-	if err := c.Call(t.Context(), method, path, media, in, out); err != nil {
+	if err := c.do(t.Context(), method, path, media, in, out); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// Call makes one call as the administrator; an empty media type is JSON.
-func (c *Cluster) Call(ctx context.Context, method, path, media string, in, out any) error {
+func (c *Cluster) do(ctx context.Context, method, path, media string, in, out any) error {
 	h, err := rest.HTTPClientFor(c.REST())
 	if err != nil {
 		return err
@@ -276,7 +275,7 @@ func (c *Cluster) find(ctx context.Context, o map[string]any) (string, error) {
 			Namespaced bool
 		}
 	}
-	if err := c.Call(ctx, http.MethodGet, base, "", nil, &list); err != nil {
+	if err := c.do(ctx, http.MethodGet, base, "", nil, &list); err != nil {
 		return "", err
 	}
 	for _, r := range list.Resources {
