@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,8 +72,8 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	closing := c.Conn.Close
-	if c.wire != nil && c.wire.ending.Load() {
-		closing = c.socket.Close // TLS would wait for the CloseWrite under way
+	if c.wire != nil && (c.wire.ending.Load() || c.wire.flushing.Load()) {
+		closing = c.socket.Close // TLS would wait for the write under way
 	}
 	err := closing()
 	c.released()
@@ -113,12 +114,19 @@ func (c *Conn) NetConn() net.Conn { return c.socket }
 // TLS returns the TLS session, nil in clear text.
 func (c *Conn) TLS() *tls.Conn { return c.tls }
 
-// wire is a socket that remembers whether its end was seen.
+// wire is a socket that remembers whether its end was seen, and gathers the
+// records of a large write.
 type wire struct {
 	net.Conn
-	eof    atomic.Bool
-	ending atomic.Bool // a CloseWrite is under way
-	now    *instant    // owned by the reader; nil: reads may wait
+	eof      atomic.Bool
+	ending   atomic.Bool // a CloseWrite is under way
+	flushing atomic.Bool // a write of several records is under way
+	now      *instant    // owned by the reader; nil: reads may wait
+
+	mu sync.Mutex // held while a record is written
+	// held are the records that wait for others; nil: none are to wait.
+	// +checklocks:mu
+	held []byte
 }
 
 // SetWriteDeadline keeps crypto/tls from giving close_notify up after five
