@@ -49,19 +49,22 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
-	st := c.m.Status()
-	gauge(descReady, truth(st.Ready))
-	gauge(descConnected, truth(st.Istiod.Connected))
-	count(descReconnects, float64(st.Istiod.Reconnects))
-	gauge(descRejected, float64(len(st.Istiod.Rejected)))
-	gauge(descSyncAge, unix(st.Istiod.LastUpdate))
-	gauge(descExpiry, unix(st.Identity.NotAfter))
-	for f, n := range st.Ignored {
-		gauge(descIgnored, float64(n), f)
+	// Not the whole Status, which lists every service to count them.
+	istiod, q := c.m.istiodStatus(c.m.xds.Status()), c.m.dnsStatus()
+	gauge(descReady, truth(c.m.isReady()))
+	gauge(descConnected, truth(istiod.Connected))
+	count(descReconnects, float64(istiod.Reconnects))
+	gauge(descRejected, float64(len(istiod.Rejected)))
+	gauge(descSyncAge, unix(istiod.LastUpdate))
+	gauge(descExpiry, unix(c.m.identityStatus().NotAfter))
+	if s := c.m.catalog.Snapshot(); s != nil {
+		for f, n := range s.Ignored() {
+			gauge(descIgnored, float64(n), f)
+		}
 	}
 	for outcome, n := range map[string]uint64{
-		"answered": st.DNS.Answered, "forwarded": st.DNS.Forwarded, "failed": st.DNS.Failed,
-		"refused": st.DNS.Refused, "malformed": st.DNS.Malformed,
+		"answered": q.Answered, "forwarded": q.Forwarded, "failed": q.Failed,
+		"refused": q.Refused, "malformed": q.Malformed,
 	} {
 		count(descDNS, float64(n), outcome)
 	}

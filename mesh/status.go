@@ -60,15 +60,8 @@ type IstiodStatus struct {
 
 // Status reports the state of the node. It may be called at any time.
 func (m *Mesh) Status() Status {
-	q := m.dns.Stats()
 	st := Status{
-		Identity: m.identityStatus(), Istiod: m.istiodStatus(m.xds.Status()),
-		DNS: DNSStatus{Answered: q.Answered, Forwarded: q.Forwarded, Failed: q.Failed, Refused: q.Refused, Malformed: q.Malformed},
-	}
-	select {
-	case <-m.ready:
-		st.Ready = true
-	default:
+		Ready: m.isReady(), Identity: m.identityStatus(), Istiod: m.istiodStatus(m.xds.Status()), DNS: m.dnsStatus(),
 	}
 	if s := m.catalog.Snapshot(); s != nil {
 		st.Services = len(s.Services())
@@ -76,6 +69,20 @@ func (m *Mesh) Status() Status {
 	}
 	st.Warnings = m.warnings(&st)
 	return st
+}
+
+func (m *Mesh) isReady() bool {
+	select {
+	case <-m.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+func (m *Mesh) dnsStatus() DNSStatus {
+	q := m.dns.Stats()
+	return DNSStatus{Answered: q.Answered, Forwarded: q.Forwarded, Failed: q.Failed, Refused: q.Refused, Malformed: q.Malformed}
 }
 
 func (m *Mesh) identityStatus() IdentityStatus {
