@@ -25,12 +25,7 @@ import (
 // resolver in their own way.
 func TestExecCarriesOrdinaryPrograms(t *testing.T) {
 	l := newLab(t, minimesh.Config{})
-	static := filepath.Join(t.TempDir(), "get")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", static, "./testdata/get")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	static := buildStatic(t, "./testdata/get")
 	const python = `import urllib.request as u; print(u.urlopen("http://echo.testing/").read().decode())`
 	const node = `require("http").get("http://echo.testing/", r => r.pipe(process.stdout))`
 	for _, tt := range []struct {
@@ -45,12 +40,7 @@ func TestExecCarriesOrdinaryPrograms(t *testing.T) {
 		{"java", []string{"java", filepath.Join("testdata", "Get.java"), "http://echo.testing/"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := exec.LookPath(tt.args[0]); err != nil {
-				if os.Getenv(testVariable) == "require" {
-					t.Fatal(err)
-				}
-				t.Skip(err)
-			}
+			needProgram(t, tt.args[0])
 			cmd := l.naspTun(t, append(append(l.enrolled(), "--"), tt.args...)...)
 			cmd.Env = append(cmd.Env, "HOME="+os.Getenv("HOME"))
 			r := finish(t, cmd)

@@ -9,9 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -102,12 +99,7 @@ func TestGigabyteEachWayWithHalfClose(t *testing.T) {
 		size = 64 << 20
 	}
 	needRoot(t)
-	program := filepath.Join(t.TempDir(), "bulk")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./testdata/bulk")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	program := buildStatic(t, "./testdata/bulk")
 	l := newLab(t, minimesh.Config{Services: []minimesh.Service{{
 		Name: "bulk", Namespace: "testing",
 		Ports: []minimesh.Port{

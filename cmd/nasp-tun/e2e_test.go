@@ -147,6 +147,19 @@ func (r result) wantError(t *testing.T, code int, texts ...string) {
 	}
 }
 
+// buildStatic builds a program of testdata without libc, so that it resolves
+// names by itself.
+func buildStatic(t *testing.T, pkg string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", path, pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
 // shortDir is a folder whose path is short enough for sockets.
 func shortDir(t *testing.T) string {
 	t.Helper()

@@ -155,16 +155,13 @@ func TestServerSpeaksFirst(t *testing.T) {
 
 func TestOutboundPolicyIsTheMeshs(t *testing.T) {
 	l := newLab(t, minimesh.Config{RegistryOnly: true})
-	outside := listenAndGreet(t)
-	target := fmt.Sprintf("exec 3<>/dev/tcp/192.0.0.3/%d; cat <&3", outside)
 	// The loopback of the host is not the mesh's to refuse, so an address of
-	// the test's own device stands for the world outside.
-	addr := ownAddress(t)
-	target = strings.Replace(target, "192.0.0.3", addr, 1)
-	if out := hold(t, l, "--name", "obeys").do(t, "("+target+") 2>&1"); !strings.Contains(out, "refused") && !strings.Contains(out, "reset") {
+	// the host's own device stands for the world outside.
+	ask := fmt.Sprintf("(exec 3<>/dev/tcp/%s/%d; cat <&3) 2>&1", ownAddress(t), listenAndGreet(t))
+	if out := hold(t, l, "--name", "obeys").do(t, ask); !strings.Contains(out, "refused") && !strings.Contains(out, "reset") {
 		t.Errorf("REGISTRY_ONLY: got %q, want a refusal", out)
 	}
-	if out := hold(t, l, "--name", "passes", "--outside", "allow").do(t, "("+target+") 2>&1"); !strings.Contains(out, "hello from outside") {
+	if out := hold(t, l, "--name", "passes", "--outside", "allow").do(t, ask); !strings.Contains(out, "hello from outside") {
 		t.Errorf("--outside=allow: got %q", out)
 	}
 }
